@@ -1,0 +1,54 @@
+"""The settings of a run: few dials; written to settings.json as this very object."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from genseg.runfolder import read_json, write_json
+
+Method = Literal["genseg", "separate", "supervised"]
+BUDGETS = {"quick": 5 * 60.0, "standard": 30 * 60.0, "thorough": 2 * 3600.0}
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_budget(text: str) -> float:
+    """'quick', 'standard', 'thorough', '90s', '5m', '1.5h' or minutes as a number → seconds > 0."""
+    text = text.strip().lower()
+    if text in BUDGETS:
+        return BUDGETS[text]
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text)
+    if not match or float(match[1]) <= 0:
+        raise ValueError(f"'{text}' is no budget: give quick, standard, thorough, or a time such as 90s, 5m, 2h")
+    return float(match[1]) * _UNITS[match[2] or "m"]
+
+
+class Settings(BaseModel):
+    """Everything a user may choose. All the rest is derived from scans and device (see plan.json)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: Path = Field(description="dataset.json, its folder, an nnU-Net raw folder or a pair of folders")
+    out: Path = Field(description="run folder; must not exist yet, or be empty")
+    method: Method = "genseg"
+    labelled: int | None = Field(default=None, ge=1, description="labelled scans to draw with the seed; all by default")
+    unlabelled: int | None = Field(default=None, ge=0, description="of the other scans, so many without their labels")
+    seed: int = Field(default=0, ge=0)
+    budget: float | None = Field(default=BUDGETS["quick"], gt=0, description="seconds of training")
+    iterations: int | None = Field(default=None, ge=1, description="segmenter steps, instead of a budget")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+    init: Path | None = Field(default=None, description="run folder or bundle to start the segmenter from")
+    synthetic_weight: float | None = Field(
+        default=None, ge=0, description="fix the weight of the synthetic loss instead of learning it; 0 switches it off"
+    )
+    generator: Literal["spade"] = "spade"
+    segmenter: Literal["dynunet"] = "dynunet"
+    versions: dict[str, str] = Field(default_factory=dict, description="of Python and the libraries, filled at start")
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, path: Path) -> "Settings":
+        return cls.model_validate(read_json(path))
