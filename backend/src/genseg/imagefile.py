@@ -1,0 +1,183 @@
+"""From a path to SimpleITK images: every format, DICOM folders, and clear words where it cannot be done."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from genseg.intact import Damaged, check_intact
+
+PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", *DICOM_SUFFIXES, *PHOTO_SUFFIXES)
+MANY_FRAMES = 16  # beyond that a fourth axis is taken for time and never for channels
+
+_COMPLETE = "Copy or export the file again from where it came from."
+sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's C++ warnings would end up between the events
+
+
+class UnusableImage(ValueError):
+    """A file that cannot be used: a stable `code`, the `rule` it breaks and the `remedy`, as in `errors.Fault`."""
+
+    def __init__(self, code: str, rule: str, remedy: str):
+        self.code, self.rule, self.remedy = code, rule, remedy
+        super().__init__(f"{rule} {remedy}")
+
+
+def suffix_of(path: Path) -> str:
+    """The known image suffix of a file name in lower case, e.g. '.nii.gz'; '' where there is none."""
+    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
+
+
+def stem_of(path: Path) -> str:
+    """The file name without its known image suffix."""
+    return path.name[: len(path.name) - len(suffix_of(path))]
+
+
+def load(path: Path) -> tuple[list[sitk.Image], bool]:
+    """Read a file or DICOM folder: its 2D or 3D volumes, and whether they have a physical size.
+
+    A 4D file gives one volume per step of its fourth axis. Raises UnusableImage.
+    """
+    try:
+        if path.is_dir():
+            return [_load_series(path)], True
+        if not path.exists():
+            raise UnusableImage(
+                "missing_file", f"The file {path} does not exist.", "Put it there, or correct its path in the study."
+            )
+        check_intact(path)
+        image, physical = _load_file(path)
+    except (RuntimeError, OSError, Damaged) as error:
+        raise _explained(path, error) from error
+    if image.GetDimension() <= 3:
+        return [image], physical
+    return _unstacked(image, path), physical
+
+
+def _load_file(path: Path) -> tuple[sitk.Image, bool]:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    with _silenced():
+        image = reader.Execute()
+    if suffix_of(path) in PHOTO_SUFFIXES:  # resolutions in photos are printing sizes, not millimetres
+        n = image.GetDimension()
+        image.SetSpacing((1.0,) * n)
+        image.SetOrigin((0.0,) * n)
+        image.SetDirection(np.eye(n).ravel().tolist())
+        return image, False
+    if not reader.HasMetaDataKey("0008|0060"):  # no modality: no DICOM
+        return image, True
+    if reader.HasMetaDataKey("0028|0004") and reader.GetMetaData("0028|0004").strip() == "MONOCHROME1":
+        image = sitk.InvertIntensity(image, float(np.sum(sitk.MinimumMaximum(image))))  # black and white swapped
+    physical = any(reader.HasMetaDataKey(key) for key in ("0028|0030", "0018|1164")) or image.GetSize()[-1] > 1
+    return image, physical
+
+
+def _load_series(folder: Path) -> sitk.Image:
+    finder = sitk.ImageSeriesReader()
+    with _silenced():
+        series = finder.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
+        raise UnusableImage(
+            "dicom_series",
+            f"A DICOM folder must hold exactly one series, but {folder.name} holds {len(series)}.",
+            "Put each series into a folder of its own."
+            if series
+            else "Name a folder with the DICOM files of one scan, or the image file itself.",
+        )
+    with _silenced():
+        names = finder.GetGDCMSeriesFileNames(str(folder), series[0])
+        if len(names) == 1:
+            return _load_file(Path(names[0]))[0]
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(names)
+        reader.MetaDataDictionaryArrayUpdateOn()
+        image = reader.Execute()
+    if image.GetDimension() == 3 and all(reader.HasMetaDataKey(i, "0020|0032") for i in range(len(names))):
+        _check_slice_distances(
+            np.array([reader.GetMetaData(i, "0020|0032").split("\\") for i in range(len(names))], float), folder
+        )
+    return image
+
+
+def _check_slice_distances(positions: np.ndarray, folder: Path) -> None:
+    """positions [slices, 3] in mm, in reading order; equal steps are needed for a volume."""
+    steps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+    if steps.max() - steps.min() > 0.1 * np.median(steps) or steps.min() == 0:
+        raise UnusableImage(
+            "missing_slices",
+            f"The slices of a scan must lie at equal distances, but those in {folder.name} lie {steps.min():.2f} to "
+            f"{steps.max():.2f} mm apart.",
+            "Export the whole series again: slices are missing or two scans are mixed.",
+        )
+
+
+def _unstacked(image: sitk.Image, path: Path) -> list[sitk.Image]:
+    size = image.GetSize()
+    steps = int(np.prod(size[3:]))
+    if steps > MANY_FRAMES or len(size) > 4:
+        raise UnusableImage(
+            "four_dimensional",
+            f"A scan must have two or three dimensions, but {path.name} holds {steps} volumes ({_times(size)}).",
+            "Save the time point you want to segment as a file of its own.",
+        )
+    return [image[:, :, :, i] for i in range(steps)]
+
+
+def _times(numbers: tuple) -> str:
+    return " × ".join(f"{number:g}" for number in numbers)
+
+
+def _explained(path: Path, error: Exception) -> UnusableImage:
+    """What the reading library says → what the user can do."""
+    text = str(error)
+    if "orthonormal" in text:
+        return UnusableImage(
+            "sheared_geometry",
+            f"The axes of a scan must be perpendicular, but those of {path.name} are sheared (tilted gantry).",
+            "Open it in Slicer, harden its transform or resample it, and save it again.",
+        )
+    if "MemoryError" in text or "allocate memory" in text:
+        return UnusableImage("too_large", f"{path.name} does not fit into memory.", "Close other programs or crop it.")
+    if isinstance(error, PermissionError):
+        return UnusableImage("unreadable_file", f"{path} may not be read.", "Give yourself the right to read it.")
+    reason = f" ({text})" if isinstance(error, Damaged) else ""
+    if "Unable to determine ImageIO" in text and not suffix_of(path):
+        return UnusableImage(
+            "unknown_format",
+            f"{path.name} is in no format that can be read.",
+            "Use NIfTI, NRRD, MHA, DICOM, PNG, JPEG or TIFF.",
+        )
+    return UnusableImage("corrupt_file", f"{path.name} is damaged and cannot be read{reason}.", _COMPLETE)
+
+
+_lock = threading.Lock()
+_silent = {"readers": 0, "stderr": -1}
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep what the C libraries print about a file (libjpeg, GDCM) off the terminal; any number of threads."""
+    with _lock:
+        if _silent["readers"] == 0:
+            try:
+                _silent["stderr"] = os.dup(2)
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, 2)
+                os.close(null)
+            except OSError:  # a process without a terminal
+                _silent["stderr"] = -1
+        _silent["readers"] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _silent["readers"] -= 1
+            if _silent["readers"] == 0 and _silent["stderr"] >= 0:
+                os.dup2(_silent["stderr"], 2)
+                os.close(_silent["stderr"])
