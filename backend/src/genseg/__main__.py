@@ -1,0 +1,3 @@
+from genseg.cli import main
+
+main()

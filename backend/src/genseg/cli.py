@@ -1,0 +1,337 @@
+"""The command line. Each command checks its arguments, hands them to one function, and reports.
+
+Everything heavy is imported inside the commands: `genseg --help` must not wait for torch.
+"""
+
+import tempfile
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+from rich.console import Console
+
+from genseg import __version__
+from genseg.errors import EXIT_BAD_INPUT, EXIT_FAILED, Fault, InputFaults
+from genseg.session import Session, serve, use_utf8
+from genseg.settings import Method, Settings, parse_budget
+
+app = typer.Typer(
+    help="Train a generator and a segmenter jointly from a handful of labelled scans.",
+    epilog="Exit status: 0 done, 2 bad input, 3 stopped on request with a usable model, 1 anything else.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", help="New or empty folder for the results.", show_default=False)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Events = Annotated[bool, typer.Option("--events", help="Print events as JSON lines, and nothing else, on stdout.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+
+
+class Format(StrEnum):
+    """File formats of a label map, by suffix."""
+
+    SEGMENTATION = "seg.nrrd"
+    NIFTI = "nii.gz"
+    NRRD = "nrrd"
+    META = "mha"
+    PNG = "png"
+
+
+def main() -> None:
+    """Entry point of the `genseg` program."""
+    use_utf8()
+    app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"genseg {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _budget(text: str) -> float:
+    try:
+        return parse_budget(text)
+    except ValueError as refused:
+        raise typer.BadParameter(str(refused)) from refused
+
+
+def _need_free(out: Path) -> None:
+    """A folder for results must be new or empty: nothing of the user's is overwritten or mixed."""
+    remedy = "Give another folder with --out, or move this one away first."
+    if out.is_dir() and any(out.iterdir()):
+        raise InputFaults([Fault("out_in_use", str(out), "The folder for the results is not empty.", remedy)])
+    if out.exists() and not out.is_dir():
+        raise InputFaults([Fault("out_in_use", str(out), "A file has the name of the folder for the results.", remedy)])
+
+
+def _need_run(run: Path) -> None:
+    remedy = "Give the folder that was named with --out when training."
+    if not run.is_dir():
+        raise InputFaults([Fault("not_a_run", str(run), "There is no such run folder.", remedy)])
+    if not (run / "settings.json").is_file():
+        raise InputFaults([Fault("not_a_run", str(run), "The folder holds no settings.json, so it is no run.", remedy)])
+
+
+def _need_model_folder(folder: Path) -> None:
+    """A run folder or an exported bundle will do; what it lacks inside the reader of the model says."""
+    if not folder.is_dir():
+        remedy = "Give the folder that was named with --out when training, or an exported bundle."
+        raise InputFaults([Fault("not_a_run", str(folder), "There is no such run folder.", remedy)])
+
+
+def _resume(context: typer.Context, run: Path, events: bool) -> None:
+    given = [
+        name
+        for name in context.params
+        if name not in ("resume", "events") and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+    ]
+    if given:
+        raise typer.BadParameter(f"a resumed run keeps its settings, so leave out: {', '.join(given)}")
+
+    def body(session: Session) -> int:
+        _need_run(run)
+        from genseg.train import resume
+
+        return resume(run, session.log)
+
+    serve(body, programs=events, run=run)
+
+
+def _train(settings: Settings, events: bool) -> None:
+    def body(session: Session) -> int:
+        _need_free(settings.out)
+        from genseg.train import train
+
+        return train(settings, session.log)
+
+    serve(body, programs=events, run=settings.out)
+
+
+def _profile(settings: Settings, events: bool) -> None:
+    def body(session: Session) -> None:
+        from genseg.train import profile
+
+        profile(settings, session.log)
+
+    serve(body, programs=events)
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    dataset: Annotated[
+        Optional[Path],
+        typer.Argument(
+            help="dataset.json, its folder, an nnU-Net raw folder, or a pair of folders.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Run folder; new or empty.", show_default=False)] = None,
+    labelled: Annotated[Optional[int], typer.Option(min=1, help="Draw so many labelled scans.")] = None,
+    unlabelled: Annotated[Optional[int], typer.Option(min=0, help="Take so many of the others, unlabelled.")] = None,
+    seed: Seed = 0,
+    method: Annotated[Method, typer.Option(help="How to train.")] = "genseg",
+    generator: Annotated[Literal["spade"], typer.Option(help="Generator network.")] = "spade",
+    segmenter: Annotated[Literal["dynunet"], typer.Option(help="Segmenter network.")] = "dynunet",
+    budget: Annotated[
+        Optional[str], typer.Option(help="quick (5 min, the default), standard, thorough, or a time: 90s, 5m, 2h.")
+    ] = None,
+    iterations: Annotated[Optional[int], typer.Option(min=1, help="Segmenter steps, instead of a budget.")] = None,
+    device: Device = "auto",
+    init: Annotated[Optional[Path], typer.Option(help="Run folder or bundle to start from.")] = None,
+    synthetic_weight: Annotated[
+        Optional[float], typer.Option(min=0, help="Fix the weight of the synthetic loss instead of learning it.")
+    ] = None,
+    resume: Annotated[Optional[Path], typer.Option(help="Go on with this run from its last checkpoint.")] = None,
+    events: Events = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Print what a joint step costs, and train nothing.")
+    ] = False,
+) -> None:
+    """Train on a study, or go on with a run."""
+    if resume is not None:
+        _resume(context, resume, events)
+    if dataset is None:
+        raise typer.BadParameter("give a DATASET to train on, or --resume RUN to go on with a run")
+    if out is None and not profile:
+        raise typer.BadParameter("give --out RUN, the folder for the results")
+    if budget is not None and iterations is not None:
+        raise typer.BadParameter("give either --budget or --iterations, not both")
+    limits = {"budget": None, "iterations": iterations} if iterations else {"budget": _budget(budget or "quick")}
+    settings = Settings(
+        dataset=dataset.absolute(),
+        out=(out or Path(tempfile.gettempdir()) / "genseg-profile").absolute(),
+        method=method,
+        labelled=labelled,
+        unlabelled=unlabelled,
+        seed=seed,
+        device=device,
+        init=init.absolute() if init else None,
+        synthetic_weight=synthetic_weight,
+        generator=generator,
+        segmenter=segmenter,
+        **limits,
+    )
+    (_profile if profile else _train)(settings, events)
+
+
+@app.command()
+def predict(
+    run: Run,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, or folders of them.")],
+    out: Out,
+    format: Annotated[Optional[list[Format]], typer.Option(help="File format; may be given more than once.")] = None,
+    tta: Annotated[bool, typer.Option("--tta/--no-tta", help="Average over mirrored copies.")] = True,
+    device: Device = "auto",
+    events: Events = False,
+) -> None:
+    """Segment images with a trained model."""
+
+    def body(session: Session) -> int:
+        _need_model_folder(run)
+        _need_free(out)
+        from genseg.inference import Predictor
+        from genseg.predict import collect_images, predict_cases
+
+        cases = collect_images(images)
+        predictor = Predictor.load(run, device)
+        formats = [one.value for one in format] if format else None
+        failures = predict_cases(predictor, cases, out, session.log, formats=formats, tta=tta)
+        for failure in failures:
+            session.error(failure.code, failure.rule, failure.remedy, failure.case)
+        if not events:
+            session.print(f"{len(cases) - len(failures)} of {len(cases)} images segmented, in {out}")
+        return EXIT_BAD_INPUT if failures else 0
+
+    serve(body, programs=events)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    dataset: Annotated[Path, typer.Argument(help="The study with the reference labels.", show_default=False)],
+    split: Annotated[Literal["test", "training"], typer.Option(help="Which of its scans.")] = "test",
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Compare a run's predictions with reference labels: Dice, IoU, HD95 and surface Dice."""
+
+    def body(session: Session) -> None:
+        _need_model_folder(run)
+        from genseg.evaluate import evaluate_run, print_table
+
+        result = evaluate_run(run, dataset, split, device, session.log)
+        session.people.close()
+        if json_:
+            import json
+
+            session.print(json.dumps(result, indent=2, ensure_ascii=False))
+        else:
+            print_table(result, Console(highlight=False))
+
+    serve(body, machine=json_)
+
+
+@app.command()
+def synthesize(
+    run: Run,
+    out: Out,
+    count: Annotated[int, typer.Option(min=1, help="Number of pairs.")] = 16,
+    seed: Seed = 0,
+    device: Device = "auto",
+    events: Events = False,
+) -> None:
+    """Make synthetic image and mask pairs with a run's generator."""
+
+    def body(session: Session) -> int:
+        _need_run(run)
+        _need_free(out)
+        from genseg.synthesize import synthesize as make
+
+        written = make(run, count, out, device, seed, session.log)
+        if not events:
+            session.print(f"{written} pairs written to {out}")
+        return 0 if written else EXIT_FAILED
+
+    serve(body, programs=events)
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write report.html anew from what the run folder holds."""
+
+    def body(session: Session) -> None:
+        _need_run(run)
+        from genseg.report import build_report
+        from genseg.runfolder import RunFolder
+
+        session.print(str(build_report(RunFolder(run))))
+
+    serve(body)
+
+
+@app.command()
+def export(run: Run, out: Out) -> None:
+    """Export a run's model as a MONAI bundle."""
+
+    def body(session: Session) -> None:
+        _need_run(run)
+        _need_free(out)
+        from genseg.export import export_bundle
+        from genseg.runfolder import RunFolder
+
+        export_bundle(RunFolder(run), out)
+        session.print(str(out))
+
+    serve(body)
+
+
+@app.command()
+def sample(
+    name: Annotated[Literal["hippocampus", "phantom"], typer.Argument(help="Which sample.", show_default=False)],
+    out: Out,
+) -> None:
+    """Get sample data: hippocampus (MSD Task04, downloaded) or phantom (made on the spot, offline)."""
+
+    def body(session: Session) -> None:
+        _need_free(out)
+        from genseg.sample import sample as get
+
+        session.print(str(get(name, out, session.log)))
+
+    serve(body)
+
+
+@app.command()
+def doctor(json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of sentences.")] = False) -> None:
+    """Say whether this machine can train, on what, and what is missing."""
+
+    def body(session: Session) -> int:
+        from genseg.doctor import diagnose, print_diagnosis
+
+        diagnosis = diagnose()
+        if json_:
+            session.print(diagnosis.model_dump_json(indent=2))
+        else:
+            print_diagnosis(diagnosis, Console(highlight=False))
+        return 0 if diagnosis.usable else EXIT_FAILED
+
+    serve(body, machine=json_)
+
+
+if __name__ == "__main__":
+    main()
