@@ -13,10 +13,10 @@ import SimpleITK as sitk
 from genseg.imagefile import MANY_FRAMES, PHOTO_SUFFIXES, SUFFIXES, UnusableImage, load, stem_of, suffix_of
 from genseg.labels import LabelTable
 from genseg.runfolder import replacing
-from genseg.segnrrd import segment_values, segmentation_metadata
+from genseg.segnrrd import segment_names, segment_values, segmentation_metadata
 
 __all__ = [
-    "MANY_FRAMES", "SUFFIXES", "Geometry", "Scan", "UnusableImage", "grid_difference", "read_label",
+    "MANY_FRAMES", "SUFFIXES", "Geometry", "Scan", "UnusableImage", "grid_difference", "read_label", "read_label_names",
     "read_label_values", "read_scan", "stem_of", "suffix_of", "write_image", "write_label",
 ]  # fmt: skip
 
@@ -133,7 +133,8 @@ def read_label(path: Path, table: LabelTable) -> tuple[np.ndarray, Geometry]:
     stand in the table the names decide, else the values. Raises UnusableImage, also for unknown values.
     """
     values, geometry = read_label_values(path, table)
-    unknown = table.unknown_values(values)
+    present = _present(values)
+    unknown = table.unknown_values(present)
     if unknown:
         shown = ", ".join(str(v) for v in unknown[:10]) + (", …" if len(unknown) > 10 else "")
         known = ", ".join(f"{label.value} = {label.name}" for label in table.labels[:20])
@@ -145,7 +146,7 @@ def read_label(path: Path, table: LabelTable) -> tuple[np.ndarray, Geometry]:
             if lossy
             else "Add these values to `labels` in dataset.json, or correct the mask.",
         )
-    return table.to_index(values), geometry
+    return table.to_index(present)[np.searchsorted(present, values)], geometry
 
 
 def read_label_values(path: Path, table: LabelTable | None = None) -> tuple[np.ndarray, Geometry]:
@@ -188,6 +189,14 @@ def read_label_values(path: Path, table: LabelTable | None = None) -> tuple[np.n
             renumbered[values == old] = new
         values = renumbered
     return values, geometry
+
+
+def _present(values: np.ndarray) -> np.ndarray:
+    """The distinct values, ascending; without sorting millions of voxels where the range is small."""
+    low, high = int(values.min()), int(values.max())
+    if high - low > 2**16:
+        return np.unique(values)
+    return np.flatnonzero(np.bincount((values.astype(np.int64) - low).ravel())) + low
 
 
 def grid_difference(a: Geometry, b: Geometry) -> str | None:
@@ -310,3 +319,10 @@ def _channels(image: sitk.Image, geometry: Geometry, alpha_dropped: bool) -> lis
         array = array.take(0, axis=2 - geometry.thin)
     kept = components - 1 if alpha_dropped and components in (2, 4) else components
     return [array[..., c] for c in range(kept)]
+
+
+def read_label_names(path: Path) -> dict[int, str]:
+    """{value: name} of the structures that occur in a mask: its segment names, or "label N". Raises UnusableImage."""
+    values, _ = read_label_values(path)
+    names = segment_names(load(path)[0][0]) if suffix_of(path) == ".seg.nrrd" else {}
+    return {int(v): names.get(int(v), f"label {v}") for v in _present(values) if v != 0}

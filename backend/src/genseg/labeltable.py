@@ -1,0 +1,71 @@
+"""`labels` of a dataset.json → label table: {"1": name} as in MSD and MONAI, or {name: 1} as in nnU-Net v2."""
+
+from typing import Any
+
+from genseg.errors import Fault
+from genseg.labels import LabelTable
+
+_EXAMPLE = 'Write for example "labels": {"0": "background", "1": "tumour"}.'
+
+
+def read_table(labels: Any, faults: list[Fault]) -> LabelTable | None:
+    """Build the label table; appends a fault for everything wrong and returns None where there is no table."""
+    if not isinstance(labels, dict) or not labels:
+        faults.append(
+            Fault("label_table_missing", "study", "dataset.json must say what the values in the masks mean.", _EXAMPLE)
+        )
+        return None
+    names: dict[int, str] = {}
+    colors: dict[int, tuple[int, int, int]] = {}
+    terminologies: dict[int, str] = {}
+    for key, content in labels.items():
+        try:
+            value, name, extra = _label(key, content)
+            if value in names:
+                raise ValueError(f"Value {value} is given to both '{names[value]}' and '{name}'.")
+            if name in names.values():
+                raise ValueError(f"Two labels have the same name '{name}'.")
+            if "color" in extra:
+                colors[value] = _color(extra["color"], name)
+            if extra.get("terminology"):
+                terminologies[value] = str(extra["terminology"])
+            names[value] = name
+        except ValueError as error:
+            faults.append(Fault("bad_label_table", "study", str(error), _EXAMPLE))
+    try:
+        return LabelTable.from_names(names, colors, terminologies)
+    except ValueError:  # a structure that is itself called "background"
+        rule = "Value 0 is the background, but another value is called 'background'."
+        faults.append(Fault("bad_label_table", "study", rule, _EXAMPLE))
+        return None
+
+
+def _label(key: str, content: Any) -> tuple[int, str, dict[str, Any]]:
+    """One entry → file value, name, and what else it says (color, terminology)."""
+    if isinstance(content, list):
+        raise ValueError(f"Label '{key}' joins several values (a region), which is not possible here.")
+    if key == "ignore" and isinstance(content, int):
+        raise ValueError("An 'ignore' label is not possible here: every voxel needs its structure.")
+    extra = content if isinstance(content, dict) else {}
+    name = extra.get("name", content)
+    if isinstance(content, dict) and "value" in content:
+        key, name = str(content["value"]), content.get("name", key)
+    elif isinstance(content, int) and not isinstance(content, bool):
+        key, name = str(content), key
+    try:
+        value = int(key)
+    except ValueError:
+        raise ValueError(f"Label '{key}' has no whole number as its value.") from None
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"The label with value {value} has no name.")
+    return value, name.strip(), extra
+
+
+def _color(color: Any, name: str) -> tuple[int, int, int]:
+    """[r, g, b] as 0..255, or as fractions 0..1 the way Slicer writes them."""
+    numbers = isinstance(color, list) and len(color) == 3 and all(isinstance(c, int | float) for c in color)
+    if not numbers or min(color) < 0 or max(color) > 255:
+        raise ValueError(f"The color of '{name}' must be three numbers from 0 to 255.")
+    scale = 255 if max(color) <= 1 and any(isinstance(c, float) for c in color) else 1
+    red, green, blue = (round(c * scale) for c in color)
+    return red, green, blue
