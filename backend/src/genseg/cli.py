@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from genseg import __version__
-from genseg.errors import EXIT_BAD_INPUT, EXIT_FAILED, Fault, InputFaults
+from genseg.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, Fault, InputFaults
 from genseg.session import Session, serve, use_utf8
 from genseg.settings import Method, Settings, parse_budget
 
@@ -37,6 +37,7 @@ class Format(StrEnum):
 
     SEGMENTATION = "seg.nrrd"
     NIFTI = "nii.gz"
+    NIFTI_PLAIN = "nii"
     NRRD = "nrrd"
     META = "mha"
     PNG = "png"
@@ -209,13 +210,12 @@ def predict(
 
         cases = collect_images(images)
         predictor = Predictor.load(run, device)
-        formats = [one.value for one in format] if format else None
-        failures = predict_cases(predictor, cases, out, session.log, formats=formats, tta=tta)
-        for failure in failures:
-            session.error(failure.code, failure.rule, failure.remedy, failure.case)
+        formats = tuple(f".{one.value}" for one in format) if format else None
+        done = predict_cases(predictor, cases, out, session.log, formats=formats, tta=tta)
+        session.people.close()
         if not events:
-            session.print(f"{len(cases) - len(failures)} of {len(cases)} images segmented, in {out}")
-        return EXIT_BAD_INPUT if failures else 0
+            session.print(f"{len(done.entries)} of {len(cases)} images segmented, in {out}")
+        return EXIT_BAD_INPUT if done.faults else EXIT_OK
 
     serve(body, programs=events)
 
@@ -265,7 +265,7 @@ def synthesize(
         written = make(run, count, out, device, seed, session.log)
         if not events:
             session.print(f"{written} pairs written to {out}")
-        return 0 if written else EXIT_FAILED
+        return EXIT_OK if written else EXIT_FAILED
 
     serve(body, programs=events)
 
@@ -328,7 +328,7 @@ def doctor(json_: Annotated[bool, typer.Option("--json", help="Print JSON instea
             session.print(diagnosis.model_dump_json(indent=2))
         else:
             print_diagnosis(diagnosis, Console(highlight=False))
-        return 0 if diagnosis.usable else EXIT_FAILED
+        return EXIT_OK if diagnosis.usable else EXIT_FAILED
 
     serve(body, machine=json_)
 

@@ -101,6 +101,14 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def processor_name() -> str:
+    """The processor as its maker names it, or at least its architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
 def library_versions() -> dict[str, str | None]:
     """Installed version by distribution name; None where it is missing."""
     found: dict[str, str | None] = {}
@@ -155,7 +163,7 @@ def _devices() -> list[Device]:
         )
     total, free = memory()
     others = [("mps", "Apple GPU")] if torch.backends.mps.is_available() else []
-    for device, name in [*others, ("cpu", platform.processor() or platform.machine())]:
+    for device, name in [*others, ("cpu", processor_name())]:
         speedup = bf16_speedup(device)
         found.append(
             Device(
