@@ -10,14 +10,24 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from genseg.imagefile import MANY_FRAMES, PHOTO_SUFFIXES, SUFFIXES, UnusableImage, load, stem_of, suffix_of
+from genseg.imagefile import (
+    DICOM_SUFFIXES,
+    MANY_FRAMES,
+    PHOTO_SUFFIXES,
+    SUFFIXES,
+    UnusableImage,
+    load,
+    stem_of,
+    suffix_of,
+)
 from genseg.labels import LabelTable
 from genseg.runfolder import replacing
 from genseg.segnrrd import segment_names, segment_values, segmentation_metadata
 
 __all__ = [
-    "MANY_FRAMES", "SUFFIXES", "Geometry", "Scan", "UnusableImage", "grid_difference", "read_label", "read_label_names",
-    "read_label_values", "read_scan", "stem_of", "suffix_of", "write_image", "write_label",
+    "DICOM_SUFFIXES", "MANY_FRAMES", "PHOTO_SUFFIXES", "SUFFIXES", "Geometry", "Scan", "UnusableImage",
+    "grid_difference", "read_label", "read_label_names", "read_label_values", "read_scan", "stem_of", "suffix_of",
+    "write_image", "write_label",
 ]  # fmt: skip
 
 
