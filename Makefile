@@ -19,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest Testing/backend -n $(JOBS) --dist work
 DEMO := demo
 DATA ?=
 LABELLED ?= 3
-UNLABELLED ?= 20
+UNLABELLED ?=
 BUDGET ?= 5m
 
 .PHONY: help env system demo test quick lint format schema clean
@@ -71,9 +71,9 @@ format: $(READY)
 schema: $(READY)
 	$(BIN)/python -m genseg.events > docs/events.schema.json
 
-# Every demo writes a new run folder; sample data are fetched once.
+# Every demo writes a new run folder; sample data are fetched once; DATA, LABELLED, UNLABELLED and BUDGET can be set.
 demo: $(READY)
-	GENSEG=$(BIN)/genseg DEMO="$(DEMO)" DATA="$(DATA)" LABELLED=$(LABELLED) UNLABELLED=$(UNLABELLED) BUDGET=$(BUDGET) \
+	GENSEG=$(BIN)/genseg DEMO="$(DEMO)" DATA="$(DATA)" LABELLED=$(LABELLED) UNLABELLED="$(UNLABELLED)" BUDGET=$(BUDGET) \
 		bash scripts/demo.sh
 
 clean:

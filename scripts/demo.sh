@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What `make demo` does once the environment stands: sample data, training, prediction, Dice table, report.
 # Reads GENSEG (the program), DEMO (folder for everything), DATA (a study of yours, may be empty),
-# LABELLED, UNLABELLED and BUDGET from the environment.
+# LABELLED, UNLABELLED (may be empty) and BUDGET from the environment.
 set -euo pipefail
 begin=$SECONDS
 study="$DATA"
@@ -9,7 +9,6 @@ options=(--labelled "$LABELLED" --budget "$BUDGET")
 
 if [ -z "$study" ]; then
     study="$DEMO/hippocampus"
-    options+=(--unlabelled "$UNLABELLED")
     if [ ! -f "$study/dataset.json" ] && [ -f "$DEMO/phantom/dataset.json" ]; then
         study="$DEMO/phantom"
         echo "Using the phantom of the last demo (drawn, not scanned). Remove $study to try the download again."
@@ -23,7 +22,13 @@ if [ -z "$study" ]; then
             "$GENSEG" sample phantom --out "$study"
         fi
     fi
+    # The phantom has 12 scans in all beside the test scans; of the hippocampi 20 are enough to look at.
+    if [ "$study" = "$DEMO/phantom" ]; then unlabelled=$((12 - LABELLED)); else unlabelled=20; fi
+    unlabelled="${UNLABELLED:-$unlabelled}"
+else
+    unlabelled="$UNLABELLED"
 fi
+if [ -n "$unlabelled" ]; then options+=(--unlabelled "$unlabelled"); fi
 
 run="$DEMO/run"
 number=1

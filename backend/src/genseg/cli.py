@@ -3,6 +3,7 @@
 Everything heavy is imported inside the commands: `genseg --help` must not wait for torch.
 """
 
+import json
 import tempfile
 from enum import StrEnum
 from pathlib import Path
@@ -208,14 +209,14 @@ def predict(
         from genseg.inference import Predictor
         from genseg.predict import collect_images, predict_cases
 
-        cases = collect_images(images)
         predictor = Predictor.load(run, device)
+        cases = collect_images(images, predictor.plan.channels)
         formats = tuple(f".{one.value}" for one in format) if format else None
-        done = predict_cases(predictor, cases, out, session.log, formats=formats, tta=tta)
+        failed = predict_cases(predictor, cases, out, session.log, formats=formats, tta=tta)
         session.people.close()
         if not events:
-            session.print(f"{len(done.entries)} of {len(cases)} images segmented, in {out}")
-        return EXIT_BAD_INPUT if done.faults else EXIT_OK
+            session.print(f"{len(cases) - len(failed)} of {len(cases)} images segmented, in {out}")
+        return EXIT_BAD_INPUT if failed else EXIT_OK
 
     serve(body, programs=events)
 
@@ -230,18 +231,17 @@ def evaluate(
 ) -> None:
     """Compare a run's predictions with reference labels: Dice, IoU, HD95 and surface Dice."""
 
-    def body(session: Session) -> None:
+    def body(session: Session) -> int:
         _need_model_folder(run)
         from genseg.evaluate import evaluate_run, print_table
 
         result = evaluate_run(run, dataset, split, device, session.log)
         session.people.close()
         if json_:
-            import json
-
             session.print(json.dumps(result, indent=2, ensure_ascii=False))
         else:
             print_table(result, Console(highlight=False))
+        return EXIT_BAD_INPUT if result["failed"] else EXIT_OK
 
     serve(body, machine=json_)
 
