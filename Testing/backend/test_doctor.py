@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from genseg import doctor
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "0"}

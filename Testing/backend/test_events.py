@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from genseg import events
 from pydantic import ValidationError
+
+from genseg import events
 
 DOCS = Path(__file__).parents[2] / "docs"
 EVENT_CLASSES = get_args(get_args(events.Event)[0])

@@ -7,8 +7,9 @@ The models below are the schema; docs/events.schema.json is generated from them
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Callable, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -77,7 +78,7 @@ class Prediction(_Event):
     step: int | None = None
 
 
-class Warning_(_Event):
+class Warning_(_Event):  # noqa: N801 (Warning alone is a builtin)
     """Something the user should know; the run goes on."""
 
     event: Literal["warning"] = "warning"

@@ -5,9 +5,10 @@ Every file is written under a temporary name and then renamed, so a reader never
 
 import json
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 
 @contextmanager
