@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from genseg.cases import Case, Study
 from genseg.errors import Fault, InputFaults
 from genseg.imagefile import UnusableImage
-from genseg.imageio import Scan, grid_difference, read_label, read_scan
+from genseg.imageio import Scan, grid_difference, not_finite, read_label, read_scan
 from genseg.labels import LabelTable
 
 Split = Literal["training", "unlabeled", "test"]
@@ -136,7 +136,7 @@ def _read(finding: _Finding, study: Study) -> None:
         )
     if not any(path in missing for path in case.images):
         try:
-            scan = read_scan(case.images)
+            scan = read_scan(case.images, finite=False)
             _check_scan(finding, scan, study)
         except UnusableImage as error:
             finding.fault(error.code, error.rule, error.remedy)
@@ -156,13 +156,9 @@ def _check_scan(finding: _Finding, scan: Scan, study: Study) -> None:
     )
     finding.digest = hashlib.blake2b(np.ascontiguousarray(scan.array).data, digest_size=16).digest()
     finding.from_volume = scan.dims == 2 and len(geometry.size) == 3
-    if not np.isfinite(scan.array).all():
-        bad = int(np.count_nonzero(~np.isfinite(scan.array)))
-        finding.fault(
-            "nan_voxels",
-            f"Every voxel must hold a number, but {bad} hold none (NaN or infinity).",
-            "Export the scan again; if they mean 'outside', replace them by the background value.",
-        )
+    if scan.bad_voxels:
+        error = not_finite(scan)
+        finding.fault(error.code, error.rule, error.remedy)
     elif all(channel.min() == channel.max() for channel in scan.array):
         finding.fault(
             "constant_image",

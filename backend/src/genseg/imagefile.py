@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,25 +39,33 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix_of(path))]
 
 
-def load(path: Path) -> tuple[list[sitk.Image], bool]:
-    """Read a file or DICOM folder: its 2D or 3D volumes, and whether they have a physical size.
+@dataclass
+class Loaded:
+    """A file's 2D or 3D volumes (one per step of the fourth axis in a 4D file).
 
-    A 4D file gives one volume per step of its fourth axis. Raises UnusableImage.
+    `physical`: it has a size in mm. `bad_voxels`: NaN or infinite ones that the NIfTI reader turned into 0.
     """
+
+    volumes: list[sitk.Image]
+    physical: bool = True
+    bad_voxels: int = 0
+
+
+def load(path: Path) -> Loaded:
+    """Read an image file or a DICOM folder. Raises UnusableImage."""
     try:
         if path.is_dir():
-            return [_load_series(path)], True
+            return Loaded([_load_series(path)])
         if not path.exists():
             raise UnusableImage(
                 "missing_file", f"The file {path} does not exist.", "Put it there, or correct its path in the study."
             )
-        check_intact(path)
+        bad_voxels = check_intact(path)
         image, physical = _load_file(path)
     except (RuntimeError, OSError, Damaged) as error:
         raise _explained(path, error) from error
-    if image.GetDimension() <= 3:
-        return [image], physical
-    return _unstacked(image, path), physical
+    volumes = [image] if image.GetDimension() <= 3 else _unstacked(image, path)
+    return Loaded(volumes, physical, bad_voxels)
 
 
 def _load_file(path: Path) -> tuple[sitk.Image, bool]:

@@ -26,8 +26,8 @@ from genseg.segnrrd import segment_names, segment_values, segmentation_metadata
 
 __all__ = [
     "DICOM_SUFFIXES", "MANY_FRAMES", "PHOTO_SUFFIXES", "SUFFIXES", "Geometry", "Scan", "UnusableImage",
-    "grid_difference", "read_label", "read_label_names", "read_label_values", "read_scan", "stem_of", "suffix_of",
-    "write_image", "write_label",
+    "grid_difference", "not_finite", "read_label", "read_label_names", "read_label_values", "read_scan",
+    "stem_of", "suffix_of", "write_image", "write_label",
 ]  # fmt: skip
 
 
@@ -92,12 +92,14 @@ def _patient_axis(letter: str) -> int:
 class Scan:
     """One scan: `array` float32 [C, *spatial], spatial (y, x) for 2D and single slices, else (z, y, x) in LPS.
 
-    `stacked` says that the channels lay along the fourth axis of one file (which may also be time).
+    `stacked` says that the channels lay along the fourth axis of one file (which may also be time), `bad_voxels`
+    how many hold no number (NaN or infinity); the NIfTI reader has put 0 in their place.
     """
 
     array: np.ndarray
     geometry: Geometry
     stacked: bool = False
+    bad_voxels: int = 0
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -109,20 +111,22 @@ class Scan:
         return self.geometry.dims
 
 
-def read_scan(images: list[Path]) -> Scan:
+def read_scan(images: list[Path], finite: bool = True) -> Scan:
     """Read one scan: one file per channel, one file with several components, or a DICOM folder or file.
 
     Alpha channels are dropped. 4D files with up to MANY_FRAMES volumes give one channel a volume (`stacked`).
-    Raises UnusableImage, also where the files of the channels lie on different grids.
+    Raises UnusableImage, also where the files of the channels lie on different grids and, unless `finite` is
+    False, where voxels hold no number.
     """
     channels: list[np.ndarray] = []
     first: Geometry | None = None
-    stacked = False
+    stacked, bad = False, 0
     for path in images:
-        volumes, physical = load(Path(path))
-        stacked |= len(volumes) > 1
-        for volume in volumes:
-            geometry = _geometry(volume, physical)
+        loaded = load(Path(path))
+        stacked |= len(loaded.volumes) > 1
+        bad += loaded.bad_voxels
+        for volume in loaded.volumes:
+            geometry = _geometry(volume, loaded.physical)
             first = first or geometry
             if (difference := grid_difference(geometry, first)) is not None:
                 raise UnusableImage(
@@ -133,7 +137,20 @@ def read_scan(images: list[Path]) -> Scan:
             channels += _channels(volume, geometry, alpha_dropped=suffix_of(Path(path)) in PHOTO_SUFFIXES)
     if first is None:
         raise UnusableImage("no_image", "A case needs at least one image file.", "Name its image in the study.")
-    return Scan(np.stack(channels).astype(np.float32, copy=False), first, stacked)
+    array = np.stack(channels).astype(np.float32, copy=False)
+    scan = Scan(array, first, stacked, bad + int(np.count_nonzero(~np.isfinite(array))))
+    if finite and scan.bad_voxels:
+        raise not_finite(scan)
+    return scan
+
+
+def not_finite(scan: Scan) -> UnusableImage:
+    """The fault of a scan with `bad_voxels`."""
+    return UnusableImage(
+        "nan_voxels",
+        f"Every voxel must hold a number, but {scan.bad_voxels} hold none (NaN or infinity).",
+        "Export the scan again; if they mean 'outside', replace them by the background value.",
+    )
 
 
 def read_label(path: Path, table: LabelTable) -> tuple[np.ndarray, Geometry]:
@@ -161,44 +178,47 @@ def read_label(path: Path, table: LabelTable) -> tuple[np.ndarray, Geometry]:
 
 def read_label_values(path: Path, table: LabelTable | None = None) -> tuple[np.ndarray, Geometry]:
     """A label map with the values of its file, integers [*spatial], oriented as `Scan.array`; see read_label."""
-    volumes, physical = load(path)
-    if len(volumes) > 1:
+    loaded = load(path)
+    if len(loaded.volumes) > 1:
         raise UnusableImage(
             "label_not_single",
-            f"A mask must be one label map, but {path.name} holds {len(volumes)} volumes.",
+            f"A mask must be one label map, but {path.name} holds {len(loaded.volumes)} volumes.",
             "Save one label map a case in which every structure has its own value.",
         )
-    volume = volumes[0]
-    geometry = _geometry(volume, physical)
-    layers = _channels(volume, geometry, alpha_dropped=suffix_of(path) in PHOTO_SUFFIXES)
-    if any(not np.array_equal(layers[0], layer) for layer in layers[1:]):
-        overlapping = suffix_of(path) == ".seg.nrrd"
-        raise UnusableImage(
-            "overlapping_segments" if overlapping else "label_not_single",
-            f"The segments of {path.name} overlap; each voxel can belong to one structure only."
-            if overlapping
-            else f"A mask must hold one number a pixel, but {path.name} is coloured.",
-            "In Slicer's Segment Editor, set Masking: Modify other segments to 'Overwrite all' and repair the overlap, "
-            "or export the segmentation to a label map."
-            if overlapping
-            else "Save it as a grey image in which every structure has its own value.",
-        )
-    values = layers[0]
+    volume = loaded.volumes[0]
+    geometry = _geometry(volume, loaded.physical)
+    values = _one_layer(_channels(volume, geometry, alpha_dropped=suffix_of(path) in PHOTO_SUFFIXES), path)
     if not np.issubdtype(values.dtype, np.integer):
         whole = np.rint(values)
-        if not np.all(np.abs(values - whole) < 1e-3):  # also where there is a NaN
+        if loaded.bad_voxels or not np.all(np.abs(values - whole) < 1e-3):  # false for NaN, too
             raise UnusableImage(
                 "label_not_integer",
                 f"A mask must hold whole numbers, but {path.name} holds fractions.",
                 "Resample masks with nearest neighbour, or export the segmentation to a label map.",
             )
         values = whole.astype(np.int64)
-    if table is not None and (mapping := segment_values(volume, table)):
-        renumbered = values.copy().astype(np.int64)
-        for old, new in mapping.items():
-            renumbered[values == old] = new
-        values = renumbered
-    return values, geometry
+    mapping = segment_values(volume, table) if table is not None else {}
+    renumbered = values.astype(np.int64) if mapping else values
+    for old, new in mapping.items():
+        renumbered[values == old] = new
+    return renumbered, geometry
+
+
+def _one_layer(layers: list[np.ndarray], path: Path) -> np.ndarray:
+    """The one layer of a mask, or the first of several equal ones (a grey mask saved in colour)."""
+    if all(np.array_equal(layers[0], layer) for layer in layers[1:]):
+        return layers[0]
+    if suffix_of(path) == ".seg.nrrd":
+        raise UnusableImage(
+            "overlapping_segments",
+            f"The segments of {path.name} overlap or lie in several layers; a voxel can belong to one structure only.",
+            "In Slicer's Segmentations module, choose 'Collapse labelmap layers', or export to a label map.",
+        )
+    raise UnusableImage(
+        "label_not_single",
+        f"A mask must hold one number a pixel, but {path.name} is coloured.",
+        "Save it as a grey image in which every structure has its own value.",
+    )
 
 
 def _present(values: np.ndarray) -> np.ndarray:
@@ -334,5 +354,5 @@ def _channels(image: sitk.Image, geometry: Geometry, alpha_dropped: bool) -> lis
 def read_label_names(path: Path) -> dict[int, str]:
     """{value: name} of the structures that occur in a mask: its segment names, or "label N". Raises UnusableImage."""
     values, _ = read_label_values(path)
-    names = segment_names(load(path)[0][0]) if suffix_of(path) == ".seg.nrrd" else {}
+    names = segment_names(load(path).volumes[0]) if suffix_of(path) == ".seg.nrrd" else {}
     return {int(v): names.get(int(v), f"label {v}") for v in _present(values) if v != 0}

@@ -4,6 +4,7 @@ or print to the terminal from C++ (MetaImage); these checks come before them."""
 import gzip
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,48 +17,61 @@ class Damaged(ValueError):
     """The file is cut off or its content is not what its name says."""
 
 
-def check_intact(path: Path) -> None:
+def check_intact(path: Path) -> int:
     """Raise `Damaged` where `path` is empty or its format's own checks show that bytes are missing.
 
-    NIfTI, JPEG and MetaImage only; the readers of the other formats notice it themselves.
+    NIfTI, JPEG and MetaImage only; the readers of the other formats notice it themselves. Returns the number of
+    voxels in a NIfTI file that are NaN or infinite, which its reader would turn into 0 without a word; else 0.
     """
     name = path.name.lower()
     if path.stat().st_size == 0:
         raise Damaged("the file is empty")
     if name.endswith((".nii", ".nii.gz")):
-        _check_nifti(path, gzip.open if name.endswith(".gz") else open)
+        return _check_nifti(path, gzip.open if name.endswith(".gz") else open)
     elif name.endswith((".jpg", ".jpeg")):
         _check_jpeg(path.read_bytes())
     elif name.endswith(".mha"):
         _check_meta(path)
+    return 0
 
 
-def _check_nifti(path: Path, opener) -> None:
+def _check_nifti(path: Path, opener: Callable) -> int:
+    bad = 0
     try:
         with opener(path, "rb") as file:
             header = file.read(348)
-            expected = _nifti_bytes(header)
-            found = len(header)
+            expected, offset, floats = _nifti_content(header)
+            found = len(header) + len(file.read(offset - len(header)))
             while chunk := file.read(_CHUNK):
                 found += len(chunk)
+                if floats is not None:
+                    whole = len(chunk) // floats.itemsize * floats.itemsize
+                    bad += int(np.count_nonzero(~np.isfinite(np.frombuffer(chunk[:whole], floats))))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise Damaged(f"the compressed content breaks off or is no gzip ({error})") from error
-    if expected is not None and found < expected:
+    if found < expected:
         raise Damaged(f"{found} of {expected} bytes are there")
+    return bad
 
 
-def _nifti_bytes(header: bytes) -> int | None:
-    """Bytes that a NIfTI-1 header announces for header and voxels; None for NIfTI-2 and Analyze."""
+def _nifti_content(header: bytes) -> tuple[int, int, np.dtype | None]:
+    """What a NIfTI-1 header announces: bytes in all, where the voxels begin, their type where it is a float.
+
+    For NIfTI-2 and Analyze nothing is announced: (0, 348, None).
+    """
     if len(header) < 348:
         raise Damaged("the header is cut off")
-    if header[344:347] not in (b"n+1", b"ni1"):
-        return None
+    if header[344:347] != b"n+1":
+        return 0, 348, None
     order = "<" if struct.unpack("<i", header[:4])[0] == 348 else ">"
     dims = struct.unpack(order + "8h", header[40:56])
-    bits = struct.unpack(order + "h", header[72:74])[0]
-    offset = struct.unpack(order + "f", header[108:112])[0]
+    kind, bits = struct.unpack(order + "2h", header[70:74])
+    offset = int(struct.unpack(order + "f", header[108:112])[0])
+    if not 1 <= dims[0] <= 7 or not 348 <= offset < 2**31:
+        raise Damaged("its header holds impossible numbers")
     voxels = int(np.prod([max(d, 1) for d in dims[1 : dims[0] + 1]], dtype=np.int64))
-    return int(offset) + voxels * bits // 8 if header[344:347] == b"n+1" else None
+    floats = {16: np.dtype(order + "f4"), 64: np.dtype(order + "f8")}.get(kind)
+    return offset + voxels * bits // 8, offset, floats
 
 
 def _check_jpeg(content: bytes) -> None:
