@@ -165,16 +165,8 @@ def test_every_fault_is_listed_at_once_with_case_rule_and_remedy(tmp_path):
     process = served(body, tmp_path)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2 and out == ""
-    said_of_both = (
-        "Fall [bold] Ä",
-        "Rule one.",
-        "Do this.",
-        "case 2",
-        "Rule two.",
-        "Do that.",
-        "2 faults in the input.",
-    )
-    assert all(words in err for words in said_of_both)
+    expected = ("Fall [bold] Ä", "Rule one.", "Do this.", "case 2", "Rule two.", "Do that.", "2 faults in the input.")
+    assert all(words in err for words in expected)
 
 
 def test_what_libraries_print_stays_off_the_stdout_of_a_program(tmp_path):
