@@ -29,9 +29,12 @@ def read_study(path: Path) -> Study:
     path = Path(os.path.abspath(path))
     faults: list[Fault] = []
     study = _Reader(path, faults).read()
-    if faults or study is None:
-        raise InputFaults(faults + (find_faults(study, judge_whole=False) if study is not None else []))
-    return study
+    if not faults and study is not None:
+        return study
+    of_files = find_faults(study, judge_whole=False) if study is not None else []
+    if any(fault.code in ("label_table_missing", "bad_label_table") for fault in faults):
+        of_files = [fault for fault in of_files if fault.code != "unknown_label_value"]  # only its consequence
+    raise InputFaults(faults + of_files)
 
 
 class _Reader:
