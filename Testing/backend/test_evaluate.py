@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
+
 from genseg.evaluate import CaseScores, evaluate_cases, print_table, score_case, summarise, surface_tolerance
 from genseg.events import Error, EventLog
 from genseg.imageio import Geometry, read_label, read_scan
 from genseg.labels import LabelTable
 from genseg.study import Case
-from rich.console import Console
 
 DATA = Path(os.environ.get("GENSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not DATA.exists(), reason=f"the data folder {DATA} is absent (set GENSEG_DATA)")

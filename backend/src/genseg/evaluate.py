@@ -104,7 +104,8 @@ def _score_label(
     if boxes[0] is None or boxes[1] is None:
         return MISSED
     # Everything outside the common box (and one voxel around it, for the edges) is background in both.
-    crop = tuple(slice(max(min(a.start, b.start) - 1, 0), max(a.stop, b.stop) + 1) for a, b in zip(*boxes, strict=True))
+    sides = zip(boxes[0], boxes[1], strict=True)
+    crop = tuple(slice(max(min(a.start, b.start) - 1, 0), max(a.stop, b.stop) + 1) for a, b in sides)
     p, r = (torch.from_numpy(mask[crop].astype(np.float32))[None, None] for mask in (prediction, reference))
     with warnings.catch_warnings():  # MONAI warns of an argument that only MONAI itself passes
         warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
