@@ -52,7 +52,10 @@ def inference_config(plan: Plan, table: LabelTable, overlap: float) -> dict[str,
         **_mirroring(plan),
         "segment": "$torch.no_grad()(lambda case: "
         "@postprocessing({**case, 'pred': @mirrored(case['image'][None].to(@device))[0].cpu()}))",
-        "run": ["$[@segment(case) and None for case in @dataset]"],
+        "run": [
+            "$print('Images to segment:', len(@datalist), 'in', @dataset_dir)",
+            "$[@segment(case) and None for case in @dataset]",
+        ],
         "evaluator": {  # for programs that drive bundles through MONAI's engines; needs pytorch-ignite
             "_target_": "SupervisedEvaluator",
             "device": "@device",
