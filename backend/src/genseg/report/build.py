@@ -1,0 +1,54 @@
+"""Put the page together and write it."""
+
+import string
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+
+from genseg import __version__
+from genseg.report.html import Html, join, tag
+from genseg.report.reading import RunView, read_run
+from genseg.report.sections import curves_section, metrics_section, pairs_section, predictions_section, settings_section
+from genseg.report.summary import summary
+from genseg.runfolder import RunFolder, replacing
+
+SHOWN = (12, 8, 5, 3)  # pairs and predictions; the next number is taken where the page grows beyond LIMIT
+LIMIT = 6_000_000  # bytes
+
+
+def build_report(run: RunFolder) -> Path:
+    """Write report.html from whatever parts the run folder has, and return its path.
+
+    The page needs no network and no script. Parts that are absent are left out; files that cannot be read are named.
+    """
+    view = read_run(run)
+    for shown in SHOWN:
+        page = _page(view, shown)
+        if len(page.encode("utf-8")) <= LIMIT:
+            break
+    with replacing(run.report) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return run.report
+
+
+def _page(run: RunView, shown: int) -> str:
+    sections = {
+        "Summary": summary(run),
+        "Outlines": predictions_section(run, shown),
+        "Synthetic scans": pairs_section(run, shown),
+        "Metrics": metrics_section(run),
+        "Training": curves_section(run),
+        "Settings": settings_section(run),
+    }
+    ids = {"Outlines": "predictions", "Synthetic scans": "pairs", "Training": "curves"}
+    present = {name: section for name, section in sections.items() if section}
+    name = run.study.name if run.study else run.folder.path.name
+    template = string.Template(resources.files("genseg.report").joinpath("template.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=join([f"GenSeg report: {name}"]),
+        navigation=join(tag("a", n, href=f"#{ids.get(n, n.lower())}") for n in present),
+        content=Html("\n").join(present.values()),
+        footer=join(
+            [f"GenSeg {__version__}, {datetime.now():%Y-%m-%d %H:%M}. Run folder: {run.folder.path.resolve()}"]
+        ),
+    )
