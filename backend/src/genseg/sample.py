@@ -20,6 +20,8 @@ from genseg.runfolder import read_json, write_json
 
 SAMPLES = ("hippocampus", "phantom")
 TASK = "Task04_Hippocampus"
+REFERENCE = "Antonelli et al., The Medical Segmentation Decathlon, Nature Communications 2022"
+LICENCE = "CC BY-SA 4.0"
 TEST_CASES = 20  # of the labelled cases: kept away from training so that a Dice can be shown
 UNLABELLED_CASES = 20  # of the 130 without a label; the others stay on disk, unlisted
 SPLIT_SEED = 4
@@ -63,18 +65,15 @@ def _all_or_nothing(out: Path) -> Iterator[Path]:
 
 
 def _hippocampus(folder: Path, log: EventLog, remedy: str) -> None:
-    log.emit(Progress(phase="prepare", step=0, total=2))
+    log.warn(
+        "licence",
+        f"Downloading hippocampus scans (27 MB), published under {LICENCE} by {REFERENCE}.",
+        "Name the source and the licence wherever you show results.",
+    )
     _download(folder, remedy)
-    log.emit(Progress(phase="prepare", step=1, total=2))
     content = split_decathlon(read_json(folder / "dataset.json"))
     os.replace(folder / "dataset.json", folder / "dataset.original.json")
     write_json(folder / "dataset.json", content)
-    log.emit(Progress(phase="prepare", step=2, total=2))
-    log.warn(
-        "licence",
-        f"These scans are published under {content['licence']} by {content['reference']}.",
-        "Name the source and the licence wherever you show results.",
-    )
 
 
 def _download(folder: Path, phantom: str) -> None:
@@ -131,8 +130,8 @@ def split_decathlon(original: dict[str, Any]) -> dict[str, Any]:
         "name": "hippocampus",
         "description": "T1-weighted MRI, anterior and posterior hippocampus (Medical Segmentation Decathlon, Task04). "
         f"The last {TEST_CASES} of its labelled scans (sorted, then shuffled with seed {SPLIT_SEED}) are the test set.",
-        "reference": "Antonelli et al., The Medical Segmentation Decathlon, Nature Communications 2022",
-        "licence": "CC BY-SA 4.0",
+        "reference": REFERENCE,
+        "licence": LICENCE,
         "labels": {"0": "background", "1": "hippocampus anterior", "2": "hippocampus posterior"},
         "training": cases[:-TEST_CASES],
         "test": cases[-TEST_CASES:],
