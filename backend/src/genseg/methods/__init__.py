@@ -1,0 +1,1 @@
+"""The method: losses, the joint step, the meta-parameters of level 3 and their hypergradient."""

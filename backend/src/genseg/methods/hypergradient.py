@@ -1,0 +1,104 @@
+"""The hypergradient of one unrolled step, exact, by forward-over-reverse differentiation.
+
+    S'(A) = S - η P (g_fixed + ∇_S L_train(S; A, G'(A))),   G'(A) = G - η_G ∇_G L_G(G; A)
+    dL_val(S'(A))/dA = - d/dA ⟨∇_S L_train(S; A, G'(A)), w⟩,   w = η P ∇_{S'} L_val(S')
+
+P is the optimiser's diagonal preconditioner (1 for SGD, 1/(√v + ε) for Adam), taken as a constant;
+g_fixed is the part of the gradient that does not depend on A.
+
+⟨∇_S L, w⟩ is the derivative of L in direction w, which forward mode gives as an ordinary number with
+an ordinary graph behind it. So no convolution is ever differentiated twice backwards, which on a
+processor costs many times as much.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+Parameters = dict[str, Tensor]
+Loss = Callable[[Parameters], Tensor]
+
+
+def call(module: nn.Module, weights: Parameters, *arguments: object) -> Tensor:
+    """The module with other weights.
+
+    Without tie_weights=False, torch restores a block that is registered under two names (DynUNet's
+    are) to the other weights instead of its own, and the optimiser would go on with orphans.
+    """
+    return functional_call(module, weights, arguments, tie_weights=False)
+
+
+def hypergradient(
+    segmenter: Parameters,
+    generator: Parameters,
+    train_loss: Callable[[Parameters, Parameters], Tensor],
+    generator_loss: Loss,
+    validation_loss: Loss,
+    meta: Sequence[Tensor],
+    rate: Parameters,
+    generator_rate: float,
+    fixed_gradient: Parameters | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """→ (a gradient for each of `meta`, zeros where it has no influence; the validation loss after the step).
+
+    segmenter, generator: weights by name. train_loss(S, G) and generator_loss(G) may use `meta`
+    inside; rate holds ηP by name of the segmenter's weights, generator_rate is η_G.
+    """
+    weights = {name: p.detach() for name, p in segmenter.items()}
+    start = {name: p.detach() for name, p in generator.items()}
+    ahead = _step(start, _gradient(generator_loss, start), dict.fromkeys(start, generator_rate))
+    gradient = _gradient(lambda s: train_loss(s, ahead), weights)
+    if fixed_gradient is not None:
+        gradient = {name: g + fixed_gradient[name] for name, g in gradient.items()}
+    stepped = _step(weights, gradient, rate)
+    validation, slope = _value_and_gradient(validation_loss, stepped)
+    direction = {name: rate[name] * slope[name] for name in weights}
+
+    leaves = {name: p.requires_grad_() for name, p in ahead.items()}
+    downhill = -jvp(lambda s: train_loss(s, leaves), (weights,), (direction,))[1]
+    found = _grad(downhill, [*meta, *leaves.values()])
+    direct, at_generator = found[: len(meta)], dict(zip(leaves, found[len(meta) :], strict=True))
+    # The path through the generator's own step: -η_G d/dA ⟨∇_G L_G(G; A), dL/dG'⟩.
+    through = -generator_rate * jvp(generator_loss, (start,), (at_generator,))[1]
+    return [a + b for a, b in zip(direct, _grad(through, meta), strict=True)], validation
+
+
+def adam_rates(optimiser: torch.optim.Optimizer, parameters: Parameters) -> Parameters:
+    """ηP of Adam or AdamW by parameter name: lr · (1 - β1) / (√v̂ + ε). Before its first step, lr."""
+    group = optimiser.param_groups[0]
+    beta1, beta2 = group["betas"]
+    rates = {}
+    for name, p in parameters.items():
+        state = optimiser.state.get(p)
+        if not state:
+            rates[name] = torch.full_like(p, group["lr"])
+            continue
+        corrected = state["exp_avg_sq"] / (1 - beta2 ** float(state["step"]))
+        rates[name] = group["lr"] * (1 - beta1) / (corrected.sqrt() + group["eps"])
+    return rates
+
+
+def _value_and_gradient(loss: Loss, at: Parameters) -> tuple[Tensor, Parameters]:
+    leaves = {name: p.detach().requires_grad_() for name, p in at.items()}
+    value = loss(leaves)
+    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    gradient = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(leaves.items(), found, strict=True)}
+    return value.detach(), gradient
+
+
+def _gradient(loss: Loss, at: Parameters) -> Parameters:
+    return _value_and_gradient(loss, at)[1]
+
+
+def _step(at: Parameters, gradient: Parameters, rate: Parameters | dict[str, float]) -> Parameters:
+    return {name: (p - rate[name] * gradient[name]).detach() for name, p in at.items()}
+
+
+def _grad(value: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients, zeros where there is no path (also where there is none at all)."""
+    if not value.requires_grad:
+        return [torch.zeros_like(p) for p in of]
+    found = torch.autograd.grad(value, list(of), allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(of, found, strict=True)]

@@ -1,0 +1,235 @@
+"""The joint training step: the method on one screen.
+
+Level 1  the generator learns to make real-looking images that the segmenter reads back,
+Level 2  the segmenter learns from real and synthetic pairs,
+Level 3  the validation loss of the segmenter shapes the generator and how its pairs are used.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from genseg.augment import REFERENCE, UNCHANGED, apply_intensity, draw_intensity
+from genseg.device import Device
+from genseg.methods.hypergradient import Parameters, adam_rates, call, hypergradient
+from genseg.methods.level3 import MetaParameters
+from genseg.methods.losses import (
+    deep_segmentation_loss,
+    dice_agreement,
+    discriminator_loss,
+    generator_loss,
+    one_hot,
+    segmentation_loss,
+)
+from genseg.methods.synthesis import StylePool, SyntheticDraw, label_of, soft_label_of, synthesise
+from genseg.networks.generator import SpadeGenerator, style_of
+from genseg.plan import Plan
+from genseg.randomness import stream
+from genseg.sampling import Sampler
+
+L1_WEIGHT = 10.0  # λ of level 1
+READ_BACK_WEIGHT = 0.5  # of the segmenter's loss on what the generator makes
+GENERATOR_EVERY = 4  # level-2 steps for one level-1 step
+META_EVERY = 10  # level-2 steps for one level-3 step
+GRADIENT_CLIP = 12.0
+META_CLIP = 1.0
+GATE = 0.5  # a synthetic pair is left out where the segmenter agrees less than this part of its agreement on real ones
+
+
+class Averaged(Protocol):
+    """Keeps the running average of the segmenter's weights."""
+
+    def update(self, network: nn.Module) -> None: ...
+
+
+@dataclass
+class Synthesis:
+    """Everything that only the methods with a generator need."""
+
+    generator: SpadeGenerator
+    discriminator: nn.Module
+    meta: MetaParameters
+    generator_optimiser: torch.optim.Optimizer
+    discriminator_optimiser: torch.optim.Optimizer
+    meta_optimiser: torch.optim.Optimizer
+    pool: StylePool
+    meta_sampler: Sampler  # of smaller patches, so that a step of level 3 costs a few steps of level 2
+    meta_batch: int
+    layouts: int
+    closed_loop: bool  # false for `separate`: no level 3, no influence of the segmenter
+
+
+@dataclass
+class Stage:
+    """What holds at a step: which parts are at work, and which scans are held out for level 3."""
+
+    synthetic: bool = False
+    level1: bool = False
+    level3: bool = False
+    train: list[int] | None = None  # None: all labelled scans
+    validation: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Joint:
+    """The state that a step changes."""
+
+    plan: Plan
+    device: Device
+    seed: int
+    sampler: Sampler  # its labels are layouts
+    segmenter: nn.Module
+    optimiser: torch.optim.Optimizer
+    average: Averaged
+    agreement: Tensor  # running Dice of the segmenter on augmented real pairs, 0-dim
+    synthesis: Synthesis | None = None
+
+    def step(self, step: int, stage: Stage) -> dict[str, float]:
+        """One step of level 2, and of levels 1 and 3 when due. → losses and what level 3 learned."""
+        image, layout = self.sampler.load(
+            self.sampler.draw(self.plan.batch, stream(self.seed, "real", step), stage.train)
+        )
+        label, seen = label_of(layout, self.plan.classes), {}
+        with self.device.autocast():
+            logits = self.segmenter(image)
+        loss = deep_segmentation_loss(logits, label).mean()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        seen["loss/real"] = float(loss.detach())
+        self._follow_agreement(logits.detach(), label)
+
+        if stage.synthetic and self.synthesis is not None:
+            if stage.level3 and step % META_EVERY == 0:  # before the step: it unrolls this very step
+                seen |= self._level3(self.synthesis, step, stage)
+            rng = stream(self.seed, "share", step)
+            if float(torch.rand(1, generator=rng)) < float(self.synthesis.meta.share().detach()):
+                seen |= self._synthetic_gradient(self.synthesis, step, stage)
+
+        nn.utils.clip_grad_norm_(self.segmenter.parameters(), GRADIENT_CLIP)
+        self.optimiser.step()
+        self.average.update(self.segmenter)
+        if stage.level1 and self.synthesis is not None and step % GENERATOR_EVERY == 0:
+            half = slice(0, max(1, len(image) // 2))
+            seen |= self._level1(self.synthesis, image[half], layout[half], step, self.synthesis.closed_loop)
+        return seen
+
+    def pretrain(self, s: Synthesis, step: int) -> dict[str, float]:
+        """One step of level 1 on its own, before the segmenter has learned anything."""
+        n = max(1, self.plan.batch // 2)
+        image, layout = self.sampler.load(self.sampler.draw(n, stream(self.seed, "pretrain", step)))
+        return self._level1(s, image, layout, step, closed_loop=False)
+
+    def _synthetic_gradient(self, s: Synthesis, step: int, stage: Stage) -> dict[str, float]:
+        """Adds the gradient of γ L(S(G(m̂)), m̂) over the pairs that the segmenter can read."""
+        rng = stream(self.seed, "synthetic", step)
+        draw = SyntheticDraw.make(self.plan.batch, self.sampler, s.pool, s.generator, rng, stage.train)
+        with torch.no_grad(), self.device.autocast():
+            strength = s.meta.strength()
+            layout = self.sampler.load_label(draw.batch, strength)
+            image = synthesise(draw, one_hot(layout, s.layouts), s.generator, None, s.meta, strength)
+        label = label_of(layout, self.plan.classes)
+        with self.device.autocast():
+            logits = self.segmenter(image)
+        final = logits[:, 0] if logits.ndim > label.ndim + 1 else logits
+        kept = (dice_agreement(final.detach(), label) >= GATE * self.agreement).float()
+        loss = (deep_segmentation_loss(logits, label) * kept).mean()
+        (s.meta.weight().detach() * loss).backward()
+        return {"loss/synthetic": float(loss.detach()), "synthetic/kept": float(kept.mean())}
+
+    def _level1(self, s: Synthesis, image: Tensor, layout: Tensor, step: int, closed_loop: bool) -> dict[str, float]:
+        """One step of discriminator and generator on a real batch."""
+        shares, noise = (
+            one_hot(layout, s.layouts),
+            s.generator.draw_noise(len(image), self.plan.patch, stream(self.seed, "noise", step)),
+        )
+        with self.device.autocast():
+            fake = s.generator(shares, style_of(image), noise, s.meta.mixture.detach(), s.meta.noise_log.detach())
+            score = self._score(s, fake.detach(), shares, step, "fake")
+            loss_d = discriminator_loss(self._score(s, image, shares, step, "real"), score)
+        s.discriminator_optimiser.zero_grad(set_to_none=True)
+        loss_d.backward()
+        s.discriminator_optimiser.step()
+        with self.device.autocast():
+            loss_g = self._level1_loss(s, fake, image, shares, step)
+            if closed_loop:
+                loss_g = loss_g + READ_BACK_WEIGHT * self._read_back(fake, layout)
+        s.generator_optimiser.zero_grad(set_to_none=True)
+        loss_g.backward(inputs=list(s.generator.parameters()))
+        s.generator_optimiser.step()
+        return {"loss/discriminator": float(loss_d.detach()), "loss/generator": float(loss_g.detach())}
+
+    def _level1_loss(self, s: Synthesis, fake: Tensor, image: Tensor, shares: Tensor, step: int) -> Tensor:
+        adversarial = generator_loss(self._score(s, fake, shares, step, "again"))
+        return adversarial + L1_WEIGHT * (fake - image).abs().mean()
+
+    def _read_back(self, fake: Tensor, layout: Tensor) -> Tensor:
+        """L(S(G(m)), m): the segmenter's gradient at the generator."""
+        logits = self.segmenter(fake)
+        label = label_of(layout, self.plan.classes)
+        return deep_segmentation_loss(logits, label).mean()
+
+    def _score(self, s: Synthesis, image: Tensor, shares: Tensor, step: int, name: str) -> Tensor:
+        """The discriminator's map for an image that is augmented differentiably, so that few images last longer."""
+        rng = stream(self.seed, f"discriminator/{name}", step)
+        draw = draw_intensity(len(image), self.plan.channels, list(image.shape[2:]), rng).to(image.device)
+        return s.discriminator(torch.cat([apply_intensity(image, draw, REFERENCE), shares], 1))[-1].float()
+
+    def _level3(self, s: Synthesis, step: int, stage: Stage) -> dict[str, float]:
+        """min_A L(S'(A); D_val) with S' one step of level 2 ahead, in float32, on the smaller meta-patch."""
+        parameters = dict(self.segmenter.named_parameters())
+        gradient, validation = hypergradient(
+            parameters,
+            dict(s.generator.named_parameters()),
+            lambda weights, ahead: self._expected_synthetic_loss(s, weights, ahead, step, stage),
+            lambda ahead: self._virtual_level1_loss(s, ahead, step, stage),
+            lambda weights: self._validation_loss(s, weights, step, stage),
+            list(s.meta.parameters()),
+            adam_rates(self.optimiser, parameters),
+            s.generator_optimiser.param_groups[0]["lr"],
+            # What this step's real batch contributes does not depend on A and is already computed.
+            {name: p.grad for name, p in parameters.items() if p.grad is not None},
+        )
+        for p, g in zip(s.meta.parameters(), gradient, strict=True):
+            p.grad = g
+        norm = nn.utils.clip_grad_norm_(s.meta.parameters(), META_CLIP)
+        s.meta_optimiser.step()
+        readings = {"loss/validation": float(validation), "meta/gradient_norm": float(norm)}
+        return readings | s.meta.readings()
+
+    def _expected_synthetic_loss(
+        self, s: Synthesis, weights: Parameters, ahead: Parameters, step: int, stage: Stage
+    ) -> Tensor:
+        """ρ γ L(S(G'(m̂; A)), m̂(A)): the expected synthetic part of a step."""
+        draw = SyntheticDraw.make(
+            s.meta_batch, s.meta_sampler, s.pool, s.generator, stream(self.seed, "meta", step), stage.train
+        )
+        strength = s.meta.strength()
+        layout = s.meta_sampler.load_soft_label(draw.batch, strength, s.layouts)
+        image = synthesise(draw, layout, s.generator, ahead, s.meta, strength)
+        loss = segmentation_loss(self._segment(weights, image), soft_label_of(layout, self.plan.classes)).mean()
+        return s.meta.share() * s.meta.weight() * loss
+
+    def _virtual_level1_loss(self, s: Synthesis, weights: Parameters, step: int, stage: Stage) -> Tensor:
+        """L_G(G; A) on a small real batch."""
+        image, layout = s.meta_sampler.load(s.meta_sampler.draw(1, stream(self.seed, "virtual", step), stage.train))
+        noise = s.generator.draw_noise(1, s.meta_sampler.plan.patch, stream(self.seed, "virtual noise", step))
+        shares = one_hot(layout, s.layouts)
+        fake = call(s.generator, weights, shares, style_of(image), noise, s.meta.mixture, s.meta.noise_log)
+        return self._level1_loss(s, fake, image, shares, step)
+
+    def _validation_loss(self, s: Synthesis, weights: Parameters, step: int, stage: Stage) -> Tensor:
+        """On held-out scans as they are; with one labelled scan on that scan, changed as the baseline changes it."""
+        draw = s.meta_sampler.draw(2 * s.meta_batch, stream(self.seed, "validation", step), stage.validation)
+        image, layout = s.meta_sampler.load(draw, UNCHANGED if stage.train is not None else REFERENCE)
+        return segmentation_loss(self._segment(weights, image), label_of(layout, self.plan.classes)).mean()
+
+    def _segment(self, weights: Parameters, image: Tensor) -> Tensor:
+        """The segmenter with other weights; of deep supervision only the finest head."""
+        logits = call(self.segmenter, weights, image)
+        return logits[:, 0] if logits.ndim > image.ndim else logits
+
+    def _follow_agreement(self, logits: Tensor, label: Tensor) -> None:
+        final = logits[:, 0] if logits.ndim > label.ndim + 1 else logits
+        self.agreement.lerp_(dice_agreement(final, label).mean(), 0.05)

@@ -1,0 +1,65 @@
+"""Level 3: what the validation loss shapes.
+
+A = (kernel mixture and noise of the generator, spread of styles, augmentation strengths,
+     weight γ of the synthetic loss, share ρ of steps that see synthetic pairs)
+min_A  L(S*(A); D_val)
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from genseg.augment import OPERATIONS
+from genseg.networks.generator import SpadeGenerator
+
+STRENGTH_RANGE = (0.1, 2.5)
+WEIGHT_RANGE = (0.0, 2.0)
+SHARE_RANGE = (0.1, 0.9)
+
+
+class MetaParameters(nn.Module):
+    """The parameters A. Bounded quantities are stored as logits and read through the properties."""
+
+    def __init__(self, generator: SpadeGenerator, rng: torch.Generator, fixed_weight: float | None = None):
+        super().__init__()
+        self.fixed_weight = fixed_weight
+        self.mixture = nn.Parameter(1e-3 * torch.randn(generator.levels, 3, generator=rng))
+        self.noise_log = nn.Parameter(torch.full((generator.levels + 1,), math.log(0.1)))
+        self.style_log = nn.Parameter(torch.full((1,), math.log(0.2)))  # spread about a real style, in SDs of styles
+        self.strength_logit = nn.Parameter(torch.full((len(OPERATIONS),), _logit(1.0, STRENGTH_RANGE)))
+        self.weight_logit = nn.Parameter(torch.full((1,), _logit(0.7, WEIGHT_RANGE)))
+        self.share_logit = nn.Parameter(torch.full((1,), _logit(0.5, SHARE_RANGE)))
+
+    def strength(self) -> dict[str, Tensor]:
+        """Strength of each augmentation of the synthetic pairs (mask warp and intensities)."""
+        return dict(zip(OPERATIONS, _bounded(self.strength_logit, STRENGTH_RANGE), strict=True))
+
+    def weight(self) -> Tensor:
+        """γ, a scalar; a constant where the user fixed it."""
+        if self.fixed_weight is not None:
+            return torch.tensor(self.fixed_weight, device=self.weight_logit.device)
+        return _bounded(self.weight_logit, WEIGHT_RANGE)[0]
+
+    def share(self) -> Tensor:
+        """ρ, a scalar: share of the segmenter's steps that see synthetic pairs beside the real ones."""
+        return _bounded(self.share_logit, SHARE_RANGE)[0]
+
+    def readings(self) -> dict[str, float]:
+        """Every quantity by its event name, for the curves."""
+        values = {f"meta/strength/{name}": float(v.detach()) for name, v in self.strength().items()}
+        values["meta/synthetic_weight"] = float(self.weight().detach())
+        values["meta/synthetic_share"] = float(self.share().detach())
+        values["meta/style_spread"] = float(self.style_log.detach().exp())
+        values["meta/noise"] = float(self.noise_log.detach().exp().mean())
+        return values
+
+
+def _bounded(logit: Tensor, bounds: tuple[float, float]) -> Tensor:
+    low, high = bounds
+    return low + (high - low) * torch.sigmoid(logit)
+
+
+def _logit(value: float, bounds: tuple[float, float]) -> float:
+    share = (value - bounds[0]) / (bounds[1] - bounds[0])
+    return math.log(share / (1 - share))

@@ -1,0 +1,106 @@
+"""Synthetic pairs: a layout from a labelled scan, warped; a style from any scan; an image from the generator."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genseg.augment import IntensityDraw, Strength, apply_intensity, blur
+from genseg.methods.hypergradient import Parameters, call
+from genseg.methods.level3 import MetaParameters
+from genseg.networks.generator import SpadeGenerator, style_of
+from genseg.plan import Plan
+from genseg.preprocess import WorkingCase
+from genseg.randomness import stream
+from genseg.sampling import BatchDraw, Sampler
+
+CLUSTERS = 4  # grey levels into which the background of a layout is divided
+
+
+def layout_of(image: Tensor, label: Tensor, classes: int) -> Tensor:
+    """uint8 layout: the label's structures, and the background in four grey levels of the smoothed image.
+
+    image [C, a, y, x], label [a, y, x] → [a, y, x]: 0 outside the scan (padding), 1..classes-1 the
+    structures, then `CLUSTERS` background levels, each a quarter of the background's voxels.
+    """
+    grey = blur(image.mean(0)[None, None], torch.full((1,), 1.0))[0, 0]
+    background = grey[label == 0]
+    if len(background) == 0:
+        return label.clone()
+    sample = background[:: max(1, len(background) // 100_000)]
+    edges = torch.quantile(sample, torch.linspace(0, 1, CLUSTERS + 1)[1:-1])
+    levels = torch.bucketize(grey, edges).to(torch.uint8) + classes
+    return torch.where(label == 0, levels, label)
+
+
+def label_of(layout: Tensor, classes: int) -> Tensor:
+    """int64 layout → int64 label: background levels become background."""
+    return torch.where(layout < classes, layout, torch.zeros_like(layout))
+
+
+def soft_label_of(layout: Tensor, classes: int) -> Tensor:
+    """Layout shares [n, L, *patch] → label shares [n, classes, *patch]."""
+    structures = layout[:, 1:classes]
+    return torch.cat([1 - structures.sum(1, keepdim=True), structures], 1)
+
+
+class StylePool:
+    """Styles of real scans, labelled or not: what a synthetic image may look like."""
+
+    def __init__(self, cases: list[WorkingCase], plan: Plan, seed: int):
+        sampler = Sampler(cases, plan)
+        self.styles = torch.stack([self._style(sampler, i, seed) for i in range(len(cases))])
+        spread = self.styles.std(0, unbiased=False) if len(cases) > 1 else torch.zeros_like(self.styles[0])
+        self.spread = spread.clamp_min(0.1)
+
+    @staticmethod
+    def _style(sampler: Sampler, index: int, seed: int) -> Tensor:
+        """Style of one unchanged patch of the scan."""
+        draw = sampler.draw(1, stream(seed, "style", index), among=[index])
+        return style_of(sampler.load_image(draw))[0]
+
+    def draw(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """→ styles [n, s] of n scans, and n deviations [n, s] in SDs of styles."""
+        chosen = torch.randint(len(self.styles), (n,), generator=rng)
+        return self.styles[chosen], torch.randn(n, self.styles.shape[1], generator=rng) * self.spread
+
+
+@dataclass
+class SyntheticDraw:
+    """Everything random about a synthetic batch; with the weights it makes the batch again."""
+
+    batch: BatchDraw
+    style: Tensor
+    deviation: Tensor
+    noise: list[Tensor]
+
+    @classmethod
+    def make(
+        cls, n: int, sampler: Sampler, pool: StylePool, generator: SpadeGenerator, rng: torch.Generator,
+        among: list[int] | None = None,
+    ) -> "SyntheticDraw":  # fmt: skip
+        batch = sampler.draw(n, rng, among)
+        style, deviation = pool.draw(n, rng)
+        return cls(batch, style, deviation, generator.draw_noise(n, sampler.plan.patch, rng))
+
+
+def synthesise(
+    draw: SyntheticDraw, layout: Tensor, generator: SpadeGenerator, weights: Parameters | None, meta: MetaParameters,
+    strength: Strength,
+) -> Tensor:  # fmt: skip
+    """Layout shares [n, L, *patch] → image [n, C, *patch], intensities changed as drawn. No detach on this path."""
+    device = layout.device
+    style = draw.style.to(device) + draw.deviation.to(device) * meta.style_log.exp()
+    arguments = (layout, style, draw.noise, meta.mixture, meta.noise_log)
+    image = generator(*arguments) if weights is None else call(generator, weights, *arguments)
+    intensity: IntensityDraw = draw.batch.intensity.to(device)
+    return apply_intensity(image, intensity, strength)
+
+
+def meta_plan(plan: Plan) -> tuple[Plan, int]:
+    """The plan with the smaller patch of level 3, and its batch: about an eighth of a step's voxels in all."""
+    batch = max(1, plan.batch // 8)
+    shrink = min(1.0, (plan.batch / 8 / batch) ** (1 / plan.dims))
+    coarsest = 2 ** (len(plan.filters) - 1)
+    patch = [max(2 * coarsest, round(side * shrink / coarsest) * coarsest) for side in plan.patch]
+    return plan.model_copy(update={"patch": patch}), batch

@@ -1,0 +1,224 @@
+"""The plan: every number that is derived from the scans and the device instead of being asked for."""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel
+
+from genseg.device import Device
+from genseg.imageio import Scan
+from genseg.labels import LabelTable
+from genseg.runfolder import read_json, write_json
+
+THICK_SLICES = 3.0  # spacing ratio from which a volume is a stack of slices and not a block of tissue
+FEW_SLICES = 8.0  # the same, told by the voxel counts where the header has lost the spacing
+LABEL_SURVIVAL = 0.93  # Dice that every structure must keep when brought to the working grid and back
+COARSENING = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+
+
+class Normalisation(BaseModel):
+    """One channel: 'zscore' by the scan's own mean and SD, or 'ct' by a window common to the study (HU)."""
+
+    kind: Literal["zscore", "ct"] = "zscore"
+    low: float = 0.0
+    high: float = 0.0
+    mean: float = 0.0
+    std: float = 1.0
+
+
+class Plan(BaseModel):
+    """Working grid, network and batch of a run. Axes are in array order: (z, y, x), or (y, x) where dims is 2."""
+
+    dims: Literal[2, 3]
+    slice_axis: int | None  # axis of a (z, y, x) volume that is cut into slices for a 2D network
+    channels: int
+    classes: int  # background included
+    physical: bool  # false for photographs, whose pixels have no size
+    reference_long_side: float | None  # photographs: a pixel's nominal size is this / the image's long side
+    spacing: list[float]  # of the working grid, mm (nominal pixels for photographs)
+    patch: list[int]
+    batch: int
+    normalisation: list[Normalisation]
+    mirror_axes: list[int]  # network axes along which a mirrored scan is as plausible as the scan
+    filters: list[int]
+    kernels: list[int]
+    strides: list[int]
+    deep_supervision: bool
+    precision: Literal["bf16", "fp32"]
+    memory_mb: int  # estimate of what training needs beside the scans
+    notes: list[str]  # the reasons, in sentences for the user
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        return cls.model_validate(read_json(path))
+
+
+def make_plan(scans: list[Scan], labels: list[np.ndarray], table: LabelTable, device: Device) -> Plan:
+    """Derive the plan from the labelled scans (`labels[i]`: index map on the grid of `scans[i]`) and the device."""
+    notes: list[str] = []
+    physical = scans[0].geometry.physical
+    reference = None if physical else float(np.median([max(scan.array.shape[1:]) for scan in scans]))
+    spacings = np.array([nominal_spacing(scan, reference) for scan in scans])
+    spacing, shape = np.median(spacings, axis=0), np.median([scan.array.shape[1:] for scan in scans], axis=0)
+    slice_axis = _thick_slice_axis(spacing, shape) if scans[0].dims == 3 else None
+    dims: Literal[2, 3] = 2 if scans[0].dims == 2 or slice_axis is not None else 3
+    if slice_axis is not None:
+        notes.append(
+            f"The slices are thick (spacing {_mm(spacing)}, {shape[slice_axis]:.0f} slices), so the network works "
+            "slice by slice in 2D."
+        )
+    kept = [axis for axis in range(len(spacing)) if axis != slice_axis]
+    spacing, shapes = (
+        spacing[kept],
+        np.array([np.array(s.array.shape[1:])[kept] * sp[kept] for s, sp in zip(scans, spacings, strict=True)]),
+    )
+    factor = _coarsening(shapes / spacing, labels, len(table), slice_axis, device.patch_voxels(dims), notes)
+    working = spacing * factor
+    patch = _patch(shapes / working, device.patch_voxels(dims))
+    filters = _filters(patch, dims, device)
+    plan = Plan(
+        dims=dims,
+        slice_axis=slice_axis,
+        channels=scans[0].array.shape[0],
+        classes=len(table),
+        physical=physical,
+        reference_long_side=reference,
+        spacing=[float(v) for v in working],
+        patch=patch,
+        batch=device.batch(dims),
+        normalisation=_normalisation(scans, labels, physical, notes),
+        mirror_axes=_mirror_axes(dims, slice_axis, physical, table, notes),
+        filters=filters,
+        kernels=[3] * len(filters),
+        strides=[1] + [2] * (len(filters) - 1),
+        deep_supervision=len(filters) >= 6,
+        precision=device.precision,
+        memory_mb=_memory_mb(patch, device.batch(dims), filters, scans[0].array.shape[0]),
+        notes=notes,
+    )
+    plan.notes.append(
+        f"A {dims}D network with {' / '.join(map(str, filters))} filters sees patches of {' x '.join(map(str, patch))} "
+        f"voxels at {_mm(working) if physical else _mm(working).replace('mm', 'pixels')}, {plan.batch} at a time, "
+        f"in {plan.precision}; about {plan.memory_mb} MB."
+    )
+    return plan
+
+
+def nominal_spacing(scan: Scan, reference_long_side: float | None) -> np.ndarray:
+    """Spacing in array order; for photographs relative to a long side common to the study."""
+    if reference_long_side is None:
+        return np.array(scan.spacing, dtype=float)
+    return np.full(scan.dims, reference_long_side / max(scan.array.shape[1:]))
+
+
+def _thick_slice_axis(spacing: np.ndarray, shape: np.ndarray) -> int | None:
+    axis = int(np.argmax(spacing))
+    if spacing[axis] / spacing.min() >= THICK_SLICES:
+        return axis
+    axis = int(np.argmin(shape))
+    return axis if np.delete(shape, axis).min() / shape[axis] >= FEW_SLICES else None
+
+
+def _coarsening(
+    shapes: np.ndarray, labels: list[np.ndarray], classes: int, slice_axis: int | None, voxels: int, notes: list[str]
+) -> float:
+    """The mildest factor at which a whole scan fits a patch, as long as every structure survives it."""
+    chosen = 1.0
+    for factor in COARSENING:
+        survival = _survival(labels[:8], classes, slice_axis, factor)
+        if survival < LABEL_SURVIVAL:
+            notes.append(
+                f"The finest structures allow a {chosen:g} x coarser grid, not {factor:g} x (they would keep a Dice "
+                f"of only {survival:.2f}), so the network sees parts of a scan at a time."
+            )
+            break
+        chosen = factor
+        if np.prod(np.median(shapes, axis=0) / factor) <= voxels * 1.1:
+            break
+    return chosen
+
+
+def _survival(labels: list[np.ndarray], classes: int, slice_axis: int | None, factor: float) -> float:
+    """Worst structure's mean Dice after the way to a `factor` times coarser grid and back."""
+    if factor == 1.0:
+        return 1.0
+    scores: dict[int, list[float]] = {}
+    for label in labels:
+        stack = np.moveaxis(label, slice_axis, 0)[:, None] if slice_axis is not None else label[None, None]
+        for index in np.unique(label[label > 0]) if classes > 1 else []:
+            mask = torch.from_numpy((stack == index).astype(np.float32))
+            mode = "bilinear" if mask.ndim == 4 else "trilinear"
+            small = [max(1, round(n / factor)) for n in mask.shape[2:]]
+            back = F.interpolate(F.interpolate(mask, small, mode="area"), mask.shape[2:], mode=mode) > 0.5
+            overlap = 2 * (back & (mask > 0.5)).sum() / (back.sum() + mask.sum())
+            scores.setdefault(int(index), []).append(float(overlap))
+    return min(float(np.mean(values)) for values in scores.values())
+
+
+def _patch(shapes: np.ndarray, voxels: int) -> list[int]:
+    """Patch in multiples of 16 (8 on short axes): nearly every whole scan where that fits, else a part of its shape."""
+    want = np.percentile(shapes, 90, axis=0)
+    while np.prod(want) > voxels * 1.1:
+        want = np.where(want == want.max(), want.max() * 0.95, want)
+    return [_multiple(side, 16 if side > 40 else 8) for side in want]
+
+
+def _multiple(side: float, of: int) -> int:
+    """`side` brought to a multiple of `of`: upwards, unless it exceeds the lower one by less than a tenth."""
+    lower = max(of, int(side // of) * of)
+    return lower if side <= lower * 1.1 else lower + of
+
+
+def _filters(patch: list[int], dims: int, device: Device) -> list[int]:
+    levels = 1
+    while min(patch) % 2**levels == 0 and min(patch) // 2**levels >= 4 and all(p % 2**levels == 0 for p in patch):
+        levels += 1
+    widths = device.filters(dims)
+    return widths[: max(3, min(levels, len(widths)))]
+
+
+def _normalisation(
+    scans: list[Scan], labels: list[np.ndarray], physical: bool, notes: list[str]
+) -> list[Normalisation]:
+    """CT is told by air: one channel in whole numbers whose darkest values lie about -1000 HU."""
+    first = scans[0].array
+    is_ct = physical and first.shape[0] == 1 and all(np.percentile(s.array[:, ::2], 0.5) < -500 for s in scans)
+    if not is_ct:
+        return [Normalisation() for _ in range(first.shape[0])]
+    tissue = np.concatenate([scan.array[0][label > 0][::7] for scan, label in zip(scans, labels, strict=True)])
+    low, high = (float(v) for v in np.percentile(tissue, [0.5, 99.5]))
+    clipped = np.clip(tissue, low, high)
+    notes.append(f"The scans are CT; intensities are windowed to {low:.0f} to {high:.0f} HU.")
+    return [Normalisation(kind="ct", low=low, high=high, mean=float(clipped.mean()), std=float(clipped.std()) or 1.0)]
+
+
+def _mirror_axes(dims: int, slice_axis: int | None, physical: bool, table: LabelTable, notes: list[str]) -> list[int]:
+    """Photographs may be mirrored freely; in the body only left and right, unless a label's name tells the sides."""
+    if not physical:
+        return list(range(dims))
+    sided = any(word in label.name.lower().split() for label in table.structures for word in ("left", "right"))
+    if sided:
+        notes.append("Label names tell left from right, so scans are never mirrored.")
+    if sided or slice_axis == 2:
+        return []
+    return [dims - 1]
+
+
+def _memory_mb(patch: list[int], batch: int, filters: list[int], channels: int) -> int:
+    """Weights with optimiser and averages, plus about ten stored activations a level, of segmenter and generator."""
+    dims, weights, activations = len(patch), channels * filters[0] * 3 ** len(patch), 0.0
+    for level, width in enumerate(filters):
+        weights += 4 * width * width * 3**dims
+        activations += 10 * width * math.prod(patch) / 2 ** (dims * level)
+    return round((weights * 20 + activations * batch * 2 * 4) / 2**20)
+
+
+def _mm(spacing: np.ndarray) -> str:
+    return " x ".join(f"{v:.3g}" for v in spacing) + " mm"

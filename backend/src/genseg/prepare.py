@@ -1,0 +1,78 @@
+"""From settings to a study in memory: read, check, plan, resample. Nothing is written here."""
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+
+from genseg.cases import Case, Study, draw
+from genseg.check import check_study
+from genseg.device import Device, find_device
+from genseg.events import EventLog, Progress
+from genseg.imageio import Scan, read_label, read_scan
+from genseg.methods.synthesis import layout_of
+from genseg.plan import Plan, make_plan
+from genseg.preprocess import WorkingCase, label_to_working_grid, to_working_grid
+from genseg.runfolder import RunFolder
+from genseg.settings import Settings
+from genseg.study import read_study
+
+NEEDED_MB = 500  # for checkpoints, synthetic pairs, model and report
+STYLE_SCANS = 64  # unlabelled scans whose looks the generator may borrow
+
+
+@dataclass
+class Prepared:
+    """Everything a run starts from."""
+
+    study: Study
+    plan: Plan
+    device: Device
+    labelled: list[WorkingCase]  # their labels are layouts
+    unlabelled: list[WorkingCase]
+
+
+def prepare(settings: Settings, log: EventLog) -> Prepared:
+    """For a new run. Raises InputFaults with every fault of the study."""
+    device = find_device(settings.device)
+    study = draw(read_study(settings.dataset), settings.labelled, settings.unlabelled, settings.seed)
+    for note in check_study(study, settings.out, NEEDED_MB).notes:
+        log.warn("study_note", note)
+    return load(study, None, device, log)
+
+
+def prepare_again(run: RunFolder, settings: Settings, log: EventLog) -> Prepared:
+    """For a run that goes on: its study and plan as they were saved."""
+    return load(Study.load(run.study), Plan.load(run.plan), find_device(settings.device), log)
+
+
+def load(study: Study, plan: Plan | None, device: Device, log: EventLog) -> Prepared:
+    pairs = [_read(case, study) for case in study.training]
+    if plan is None:
+        plan = make_plan([scan for scan, _ in pairs], [label for _, label in pairs], study.labels, device)
+    labelled = []
+    for number, (case, (scan, label)) in enumerate(zip(study.training, pairs, strict=True), start=1):
+        image = to_working_grid(scan, plan)
+        layout = layout_of(image, label_to_working_grid(label, scan, plan), plan.classes)
+        labelled.append(WorkingCase(case.id, image.to(device.torch), layout.to(device.torch)))
+        log.emit(Progress(phase="prepare", step=number, total=len(pairs)))
+    step = max(1, len(study.unlabeled) // STYLE_SCANS)
+    unlabelled = [
+        WorkingCase(case.id, to_working_grid(read_scan(case.images), plan).to(device.torch), None)
+        for case in study.unlabeled[::step][:STYLE_SCANS]
+    ]
+    return Prepared(study, plan, device, labelled, unlabelled)
+
+
+def _read(case: Case, study: Study) -> tuple[Scan, np.ndarray]:
+    assert case.label is not None
+    return read_scan(case.images), read_label(case.label, study.labels)[0]
+
+
+def versions() -> dict[str, str]:
+    """Of everything that decides the result."""
+    names = ["genseg", "torch", "monai", "numpy", "SimpleITK", "scikit-image", "safetensors"]
+    found = {name: version(name) for name in names}
+    return {"python": platform.python_version(), "system": platform.platform(), "cores": str(os.cpu_count())} | found

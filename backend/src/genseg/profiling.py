@@ -1,0 +1,53 @@
+"""What a joint step costs against a supervised one, timed side by side in one process."""
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+
+from genseg.methods.joint import META_EVERY, Stage
+from genseg.schedule import LEVEL3_UNTIL, SYNTHETIC_FROM, stage_at
+from genseg.state import RunState
+
+ROUNDS = 4  # of META_EVERY joint and as many supervised steps; the first round is a warm-up
+
+
+def compare_steps(state: RunState, console: Console) -> dict[str, float]:
+    """Time supervised and joint steps in turn; print and return seconds and ratios.
+
+    `search` is a step while level 3 is at work (levels 1 to 3, amortised over META_EVERY steps),
+    `frozen` a step after it, `run` the mean over a whole training, pretraining left out.
+    """
+    joint = state.joint
+    labelled = len(joint.sampler.cases)
+    searching = stage_at(SYNTHETIC_FROM, 0, labelled, state.settings)
+    for group in joint.optimiser.param_groups:
+        group["lr"] = 1e-6  # timing, not training
+    seconds = {"supervised": 0.0, "search": 0.0, "frozen": 0.0}
+    for round_ in range(ROUNDS):
+        kinds: dict[str, Stage] = {"supervised": Stage(), "search": searching, "frozen": Stage(synthetic=True)}
+        for kind, stage in kinds.items():
+            spent = _timed(
+                lambda stage=stage, at=round_: [joint.step(at * META_EVERY + i, stage) for i in range(META_EVERY)]
+            )
+            seconds[kind] += spent / META_EVERY / (ROUNDS - 1) if round_ else 0.0
+    base = seconds["supervised"]
+    ratios = {kind: spent / base for kind, spent in seconds.items()}
+    ratios["run"] = (
+        SYNTHETIC_FROM + (LEVEL3_UNTIL - SYNTHETIC_FROM) * ratios["search"] + (1 - LEVEL3_UNTIL) * ratios["frozen"]
+    )
+    console.print(f"supervised step                     {base:.3f} s")
+    console.print(
+        f"joint step while level 3 learns     {seconds['search']:.3f} s = {ratios['search']:.2f} x supervised"
+    )
+    console.print(
+        f"joint step after that               {seconds['frozen']:.3f} s = {ratios['frozen']:.2f} x supervised"
+    )
+    console.print(f"mean over a whole training          {ratios['run']:.2f} x supervised")
+    return ratios
+
+
+def _timed(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin

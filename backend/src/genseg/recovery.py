@@ -1,0 +1,87 @@
+"""What a run does when memory runs out or a loss is not finite."""
+
+import gc
+
+import torch
+
+from genseg.errors import RunFailed
+from genseg.events import EventLog
+from genseg.methods.synthesis import meta_plan
+from genseg.plan import Plan
+from genseg.runfolder import RunFolder
+from genseg.sampling import Sampler
+from genseg.schedule import Clock
+from genseg.state import RunState
+
+ATTEMPTS = 3  # at going back before the run gives up
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Graphics cards raise a type of their own; the processor's allocator a RuntimeError with these words."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+class Recovery:
+    """Goes on with less memory, or goes back to the last good checkpoint."""
+
+    def __init__(self, run: RunFolder, state: RunState, log: EventLog):
+        self.run, self.state, self.log = run, state, log
+
+    def make_smaller(self) -> None:
+        """Halve the batch; at a batch of one halve the patch's longest side; give up where nothing is left."""
+        plan = self.state.joint.plan
+        coarsest = 2 ** (len(plan.filters) - 1)
+        longest = plan.patch.index(max(plan.patch))
+        if plan.batch > 1:
+            smaller, what = {"batch": plan.batch // 2}, f"the batch is now {plan.batch // 2}"
+        elif plan.patch[longest] // 2 >= 2 * coarsest:
+            side = plan.patch[longest] // 2 // coarsest * coarsest
+            patch = [side if axis == longest else length for axis, length in enumerate(plan.patch)]
+            smaller, what = {"patch": patch}, f"the patch is now {' x '.join(map(str, patch))}"
+        else:
+            raise RunFailed(
+                "out_of_memory",
+                "The memory does not suffice even for the smallest patch.",
+                "Close other programs, or choose another --device.",
+            )
+        use_plan(self.state, plan.model_copy(update=smaller))
+        self.state.joint.plan.save(self.run.plan)
+        self.state.joint.optimiser.zero_grad(set_to_none=True)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.log.warn("out_of_memory", f"The memory did not suffice; {what}.", "Close other programs if you can.")
+
+    def go_back(self, clock: Clock) -> None:
+        """To the last good checkpoint, with half the learning rate; after some attempts the run gives up."""
+        failed_at = self.state.counters.step
+        diverged, scale = self.state.counters.diverged + 1, self.state.counters.rate_scale / 2
+        if diverged > ATTEMPTS:
+            raise RunFailed(
+                "diverged",
+                f"The training diverged {diverged} times although the learning rate was lowered.",
+                "Look for scans with extreme intensities; then train again, perhaps with another --seed.",
+            )
+        self.state.load(self.run.last)
+        counters = self.state.counters
+        counters.diverged, counters.rate_scale = diverged, scale
+        counters.elapsed = clock.elapsed  # the time is spent
+        self.state.save(self.run.last)
+        self.log.warn(
+            "not_finite",
+            f"A loss was not finite at step {failed_at}; training goes on from step {counters.step} "
+            f"with {scale:g} of the learning rate.",
+        )
+
+
+def use_plan(state: RunState, plan: Plan) -> None:
+    """The same networks with another batch or patch."""
+    joint = state.joint
+    state.prepared.plan = joint.plan = plan
+    joint.sampler = Sampler(state.prepared.labelled, plan)
+    if joint.synthesis is not None:
+        smaller, joint.synthesis.meta_batch = meta_plan(plan)
+        joint.synthesis.meta_sampler = Sampler(state.prepared.labelled, smaller)

@@ -1,0 +1,91 @@
+"""How far a run is, and what holds at that point: learning rate, stages, held-out scans."""
+
+import time
+from dataclasses import dataclass, field
+
+from genseg.methods.joint import Stage
+from genseg.settings import Settings
+
+PRETRAIN_SHARE = 0.1  # of the time; in iterations: a quarter as many generator steps as segmenter steps
+SYNTHETIC_FROM = 0.2  # of the segmenter's training: before that it cannot judge a synthetic pair
+LEVEL3_UNTIL = 0.7  # then the learned meta-parameters are frozen and all labels are used
+WINDOW = 20  # steps for which a fold is held out before the next one is
+FOLDS = 5
+LEARNING_RATE = 2e-3
+WARM_UP = 20  # steps
+
+
+@dataclass
+class Clock:
+    """Progress by time or by steps. `elapsed` and `pretrain` survive a restart; waiting in between does not count."""
+
+    settings: Settings
+    elapsed: float = 0.0  # seconds of training, pretraining included
+    pretrain_seconds: float = 0.0
+    _since: float = field(default_factory=time.monotonic)
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        self.elapsed, self._since = self.elapsed + now - self._since, now
+
+    def pause(self) -> None:
+        """Leave out what follows until `go`."""
+        self.tick()
+
+    def go(self) -> None:
+        self._since = time.monotonic()
+
+    @property
+    def pretrain_total(self) -> int | None:
+        iterations = self.settings.iterations
+        return None if iterations is None else max(1, iterations // 4)
+
+    def pretrain_progress(self, steps: int) -> float:
+        if self.pretrain_total is not None:
+            return steps / self.pretrain_total
+        assert self.settings.budget is not None
+        return self.elapsed / (PRETRAIN_SHARE * self.settings.budget)
+
+    def progress(self, steps: int) -> float:
+        """0..1 of the segmenter's training."""
+        if self.settings.iterations is not None:
+            return steps / self.settings.iterations
+        assert self.settings.budget is not None
+        left = max(1e-6, self.settings.budget - self.pretrain_seconds)
+        return min(1.0, (self.elapsed - self.pretrain_seconds) / left)
+
+    def seconds_left(self, progress: float) -> float | None:
+        if self.settings.budget is not None and self.settings.iterations is None:
+            return max(0.0, self.settings.budget - self.elapsed)
+        spent = self.elapsed - self.pretrain_seconds
+        return spent / progress * (1 - progress) if progress > 0.02 else None
+
+
+def learning_rate(progress: float, step: int, scale: float) -> float:
+    """Polynomial decay with a short warm-up; `scale` is halved when a run has diverged."""
+    return LEARNING_RATE * scale * max(0.0, 1 - progress) ** 0.9 * min(1.0, (step + 1) / WARM_UP)
+
+
+def stage_at(progress: float, step: int, labelled: int, settings: Settings) -> Stage:
+    """What is at work. Level 3 holds a fold of the labelled scans out for some steps, then the next one.
+
+    With a single labelled scan nothing can be held out: its own, independently changed copies validate.
+    """
+    if settings.method == "supervised" or progress < SYNTHETIC_FROM:
+        return Stage()
+    if progress >= LEVEL3_UNTIL:
+        return Stage(synthetic=True)
+    if settings.method == "separate" or settings.synthetic_weight == 0:
+        return Stage(synthetic=True, level1=True)
+    if labelled == 1:
+        return Stage(synthetic=True, level1=True, level3=True, validation=[0])
+    folds = min(FOLDS, labelled)
+    held_out = step // WINDOW % folds
+    everything = range(labelled)
+    return Stage(
+        synthetic=True,
+        level1=True,
+        level3=True,
+        train=[i for i in everything if i % folds != held_out],
+        validation=[i for i in everything if i % folds == held_out],
+    )

@@ -1,0 +1,189 @@
+"""The state of a run: networks, optimisers, averages, counters; built from a plan, saved and restored whole."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from genseg.methods.joint import Joint, Synthesis
+from genseg.methods.level3 import MetaParameters
+from genseg.methods.synthesis import CLUSTERS, StylePool, meta_plan
+from genseg.networks import build_discriminator, build_generator, build_segmenter
+from genseg.plan import Plan
+from genseg.prepare import Prepared
+from genseg.randomness import stream
+from genseg.runfolder import replacing
+from genseg.sampling import Sampler
+from genseg.settings import Settings
+
+EMA = 0.99
+WEIGHT_DECAY = 1e-2
+GENERATOR_RATE, DISCRIMINATOR_RATE, META_RATE = 1e-3, 4e-4, 3e-2
+
+
+class Average:
+    """Exponential moving average of the segmenter's weights: the model that is used."""
+
+    def __init__(self, network: nn.Module, plan: Plan, device: torch.device):
+        self.network = build_segmenter(plan).to(device)
+        self.network.load_state_dict(network.state_dict(), strict=False)  # the heads of deep supervision stay behind
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        decay = min(EMA, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        source = dict(network.named_parameters())
+        for name, p in self.network.named_parameters():
+            p.lerp_(source[name], 1 - decay)
+
+
+@dataclass
+class Counters:
+    """How far the run is; saved with the weights."""
+
+    step: int = 0  # of the segmenter
+    pretrain_step: int = 0
+    elapsed: float = 0.0
+    pretrain_seconds: float = 0.0
+    rate_scale: float = 1.0  # halved when the run has diverged
+    diverged: int = 0
+    average_updates: int = 0
+    checks: int = 0  # how many of the regular checks are done
+    synthetic: int = 0  # pairs written
+
+
+@dataclass
+class RunState:
+    """`joint` and what surrounds it."""
+
+    joint: Joint
+    average: Average
+    prepared: Prepared
+    settings: Settings
+    counters: Counters = field(default_factory=Counters)
+
+    def modules(self) -> dict[str, nn.Module]:
+        parts: dict[str, nn.Module] = {"segmenter": self.joint.segmenter, "average": self.average.network}
+        if self.joint.synthesis is not None:
+            s = self.joint.synthesis
+            parts |= {"generator": s.generator, "discriminator": s.discriminator, "meta": s.meta}
+        return parts
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        parts = {"segmenter": self.joint.optimiser}
+        if self.joint.synthesis is not None:
+            s = self.joint.synthesis
+            parts |= {
+                "generator": s.generator_optimiser,
+                "discriminator": s.discriminator_optimiser,
+                "meta": s.meta_optimiser,
+            }
+        return parts
+
+    def is_finite(self) -> bool:
+        return all(bool(torch.isfinite(p).all()) for m in self.modules().values() for p in m.parameters())
+
+    def save(self, path: Path) -> None:
+        """Everything needed to go on, in one file that is replaced at once, with the counters beside it to read."""
+        tensors = {"agreement": self.joint.agreement}
+        for name, module in self.modules().items():
+            tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
+        for name, optimiser in self.optimisers().items():
+            for index, entries in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser/{name}/{index}/{key}": value for key, value in entries.items()}
+        self.counters.average_updates = self.average.updates
+        save_tensors(path, tensors, {"counters": json.dumps(vars(self.counters))})
+        with replacing(path.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(vars(self.counters), indent=2) + "\n", encoding="utf-8")
+
+    def load(self, path: Path) -> None:
+        """Restore what `save` wrote; raises where the file and the networks do not fit."""
+        tensors, metadata = load_tensors(path)
+        self.joint.agreement.copy_(tensors["agreement"])
+        for name, module in self.modules().items():
+            module.load_state_dict(_part(tensors, f"{name}/"))
+        for name, optimiser in self.optimisers().items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in _part(tensors, f"optimiser/{name}/").items():
+                index, entry = key.split("/")
+                state.setdefault(int(index), {})[entry] = value
+            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        self.counters = Counters(**json.loads(metadata["counters"]))
+        self.average.updates = self.counters.average_updates
+
+    def save_models(self, best: Path, generator: Path) -> None:
+        """The usable segmenter, and what is needed to synthesise with the generator."""
+        save_tensors(best, self.average.network.state_dict(), {"step": str(self.counters.step)})
+        s = self.joint.synthesis
+        if s is not None:
+            tensors = {f"generator/{k}": v for k, v in s.generator.state_dict().items()}
+            tensors |= {f"meta/{k}": v for k, v in s.meta.state_dict().items()}
+            save_tensors(generator, tensors, {"step": str(self.counters.step)})
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Safetensors, atomically. Tensors that share memory (a block under two names) are stored twice."""
+    with replacing(path) as temporary:
+        save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, temporary, metadata)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def build_state(prepared: Prepared, settings: Settings) -> RunState:
+    """Networks with weights drawn from the seed, each from its own stream, and their optimisers."""
+    plan, device, seed = prepared.plan, prepared.device.torch, settings.seed
+    segmenter = _seeded(seed, "segmenter", lambda: build_segmenter(plan, plan.deep_supervision)).to(device)
+    average = Average(segmenter, plan, device)
+    joint = Joint(
+        plan=plan,
+        device=prepared.device,
+        seed=seed,
+        sampler=Sampler(prepared.labelled, plan),
+        segmenter=segmenter,
+        optimiser=torch.optim.AdamW(segmenter.parameters(), weight_decay=WEIGHT_DECAY),
+        average=average,
+        agreement=torch.zeros((), device=device),
+        synthesis=None if settings.method == "supervised" else _build_synthesis(prepared, settings),
+    )
+    return RunState(joint, average, prepared, settings)
+
+
+def _build_synthesis(prepared: Prepared, settings: Settings) -> Synthesis:
+    plan, device, seed = prepared.plan, prepared.device.torch, settings.seed
+    layouts = plan.classes + CLUSTERS
+    generator = _seeded(seed, "generator", lambda: build_generator(plan, layouts)).to(device)
+    discriminator = _seeded(seed, "discriminator", lambda: build_discriminator(plan, layouts)).to(device)
+    meta = MetaParameters(generator, stream(seed, "meta parameters"), settings.synthetic_weight).to(device)
+    smaller, batch = meta_plan(plan)
+    return Synthesis(
+        generator=generator,
+        discriminator=discriminator,
+        meta=meta,
+        generator_optimiser=torch.optim.Adam(generator.parameters(), GENERATOR_RATE, betas=(0.5, 0.999)),
+        discriminator_optimiser=torch.optim.Adam(discriminator.parameters(), DISCRIMINATOR_RATE, betas=(0.5, 0.999)),
+        meta_optimiser=torch.optim.Adam(meta.parameters(), META_RATE),
+        pool=StylePool(prepared.labelled + prepared.unlabelled, plan, seed),
+        meta_sampler=Sampler(prepared.labelled, smaller),
+        meta_batch=batch,
+        layouts=layouts,
+        closed_loop=settings.method == "genseg",
+    )
+
+
+def _seeded(seed: int, name: str, build):  # type: ignore[no-untyped-def]
+    """Build a network from its own random stream, so that no network's start depends on another's."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(seed, f"start of {name}").initial_seed())
+        return build()

@@ -1,0 +1,155 @@
+"""Synthetic pairs to look at: made, scored against the segmenter and the training scans, and written."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genseg.errors import EXIT_OK, RunFailed
+from genseg.events import EventLog, Progress, Synthetic
+from genseg.imageio import Geometry, write_image, write_label
+from genseg.labels import LabelTable
+from genseg.methods.joint import GATE
+from genseg.methods.losses import dice_agreement, one_hot
+from genseg.methods.synthesis import SyntheticDraw, label_of, synthesise
+from genseg.prepare import prepare_again
+from genseg.randomness import stream
+from genseg.runfolder import RunFolder, read_json, write_json
+from genseg.settings import Settings
+from genseg.state import RunState, build_state
+
+NEAR_COPY = 0.95  # correlation with a training image from which a synthetic one counts as its copy
+
+
+@torch.no_grad()
+def make_pairs(state: RunState, count: int, seed: int, step: int) -> list[tuple[Tensor, Tensor, dict[str, Any]]]:
+    """`count` pairs with their scores: (image [C, *patch], label [*patch] int64, entry of the index)."""
+    joint, s = state.joint, state.joint.synthesis
+    assert s is not None
+    pairs = []
+    for number in range(count):
+        draw = SyntheticDraw.make(1, joint.sampler, s.pool, s.generator, stream(seed, "gallery", number))
+        strength = s.meta.strength()
+        layout = joint.sampler.load_label(draw.batch, strength)
+        image = synthesise(draw, one_hot(layout, s.layouts), s.generator, None, s.meta, strength)
+        label = label_of(layout, joint.plan.classes)
+        agreement = float(dice_agreement(state.average.network(image), label))
+        nearest, similarity = _nearest(state, draw, image)
+        entry = {
+            "source": joint.sampler.cases[draw.batch.cases[0]].id,
+            "parameters": _parameters(draw, number, seed),
+            "agreement": agreement,
+            "nearest": nearest,
+            "similarity": similarity,
+            "near_copy": similarity >= NEAR_COPY,
+            "used": agreement >= GATE * float(joint.agreement),
+            "step": step,
+        }
+        pairs.append((image[0].cpu(), label[0].cpu(), entry))
+    return pairs
+
+
+def _nearest(state: RunState, draw: SyntheticDraw, image: Tensor) -> tuple[str, float]:
+    """The training scan most like the image, and their correlation, at half resolution.
+
+    Every training scan is looked at through the very warp of the synthetic mask, so that a copied
+    patient is recognised although it was moved and bent.
+    """
+    sampler, s = state.joint.sampler, state.joint.synthesis
+    assert s is not None
+    pool = F.avg_pool2d if state.joint.plan.dims == 2 else F.avg_pool3d
+    mine, best = pool(image, 2).flatten(), ("", -1.0)
+    for index, case in enumerate(sampler.cases):
+        last = case.image.shape[1] - 1 if state.joint.plan.dims == 2 else 0
+        there = replace(draw.batch, cases=[index], slices=[min(draw.batch.slices[0], last)])
+        real = sampler.load_image(there, s.meta.strength())
+        theirs = pool(real, 2).flatten()
+        similarity = float(torch.corrcoef(torch.stack([mine, theirs]))[0, 1].nan_to_num(0.0))
+        best = max(best, (case.id, similarity), key=lambda pair: pair[1])
+    return best
+
+
+def _parameters(draw: SyntheticDraw, number: int, seed: int) -> dict[str, Any]:
+    """What was drawn, for the record; with the generator's weights (seed, number) makes the pair again."""
+    spatial, intensity = draw.batch.spatial, draw.batch.intensity
+    return {
+        "seed": seed,
+        "number": number,
+        "rotate": spatial.rotate[0].tolist(),
+        "scale": spatial.scale[0].tolist(),
+        "mirror": spatial.mirror[0].tolist(),
+        "brightness": intensity.brightness[0].tolist(),
+        "contrast": intensity.contrast[0].tolist(),
+        "gamma": float(intensity.gamma[0]),
+        "noise": float(intensity.noise[0]),
+        "blur": float(intensity.blur[0]),
+    }
+
+
+def write_pairs(
+    state: RunState, count: int, out: Path, log: EventLog, seed: int, first: int, prefix: str = ""
+) -> list[dict[str, Any]]:
+    """Make `count` pairs, write them as `out`/0007_image.* and `out`/0007_mask.* from number `first`, and list them."""
+    table, plan = state.prepared.study.labels, state.joint.plan
+    index_file = out / "index.json"
+    entries = read_json(index_file)["pairs"] if index_file.exists() else []
+    made = make_pairs(state, count, seed, state.counters.step)
+    for number, (image, label, entry) in enumerate(made, start=first):
+        entry |= _write_pair(image, label, plan.spacing, plan.physical, table, out, f"{number:04d}")
+        entries = [other for other in entries if other["image"] != entry["image"]] + [entry]
+        write_json(index_file, {"pairs": entries})
+        log.emit(
+            Synthetic(
+                path=prefix + entry["image"],
+                mask=prefix + entry["mask"],
+                step=entry["step"],
+                agreement=entry["agreement"],
+                near_copy=entry["near_copy"],
+            )
+        )
+    return entries
+
+
+def _write_pair(
+    image: Tensor, label: Tensor, spacing: list[float], physical: bool, table: LabelTable, out: Path, name: str
+) -> dict[str, str]:
+    """Photos as 8-bit PNG, stretched over the image's own range; everything else as float NRRD in SDs of the scan."""
+    dims = label.ndim
+    geometry = Geometry(
+        size=tuple(reversed(label.shape)),
+        spacing=tuple(reversed(spacing)),
+        origin=(0.0,) * dims,
+        direction=tuple(np.eye(dims).flatten().tolist()),
+        physical=physical,
+    )
+    array = image.float().numpy()
+    photo = not physical and max(entry.value for entry in table.labels) <= 255
+    if photo:
+        low, high = np.percentile(array, [0.5, 99.5])
+        array = np.round((np.clip(array, low, high) - low) / max(high - low, 1e-6) * 255)
+    suffix = ".png" if photo else ".nrrd"
+    write_image(array, geometry, out / f"{name}_image{suffix}")
+    write_label(label.numpy().astype(np.uint8), geometry, table, out / f"{name}_mask{suffix}")
+    return {"image": f"{name}_image{suffix}", "mask": f"{name}_mask{suffix}"}
+
+
+def synthesize(run: Path, count: int, out: Path, device: str, seed: int, log: EventLog) -> int:
+    """Write `count` new pairs of a run's generator to `out`. Raises RunFailed where the run has none."""
+    folder = RunFolder(run)
+    settings = Settings.load(folder.settings).model_copy(update={"device": device})
+    if settings.method == "supervised" or not folder.last.exists():
+        raise RunFailed(
+            "no_generator",
+            f"The run {run} has no generator.",
+            "Train with --method genseg (the default) or separate.",
+        )
+    state = build_state(prepare_again(folder, settings, log), settings)
+    state.load(folder.last)
+    for number in range(count):
+        write_pairs(state, 1, out, log, seed=seed + number, first=number)
+        log.emit(Progress(phase="predict", step=number + 1, total=count))
+    return EXIT_OK
