@@ -134,6 +134,11 @@ class PeopleListener:
     def _finished(self, event: events.Finished) -> None:
         self.close()
         if event.model is None:
+            if event.status == 3:
+                again = 'go on with "genseg train --resume".'
+                self.say(
+                    f"Stopped on request after {duration(event.seconds)}, before there was a model; {again}", "bold"
+                )
             return
         if self._pairs["written"]:
             copies = self._pairs["near copy"]

@@ -152,9 +152,9 @@ class EventLog:
         self.emit(Warning_(code=code, message=message, remedy=remedy))
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 def to_line(event: Event) -> str:

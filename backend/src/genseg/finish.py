@@ -1,9 +1,10 @@
 """The regular checks of a run and its end: usable model, predictions, pairs, metrics, bundle, report."""
 
 import time
+from collections.abc import Callable
 
 from genseg.cases import Case
-from genseg.errors import EXIT_OK
+from genseg.errors import EXIT_OK, EXIT_STOPPED
 from genseg.evaluate import evaluate_cases, summarise
 from genseg.events import EventLog, Progress
 from genseg.export import export_bundle
@@ -22,29 +23,27 @@ FIRST_LOOK_SECONDS = 10.0  # the same where the run is limited by iterations
 def check(run: RunFolder, state: RunState, log: EventLog) -> None:
     """Save the usable model, write some pairs, and predict as many scans as fit into a small part of the budget."""
     state.save_models(run.best, run.generator)
-    if state.joint.synthesis is not None and state.counters.checks > 0:
+    if state.joint.synthesis is not None:
         _write_pairs(run, state, log)
     limit = FIRST_LOOK_SECONDS if state.settings.iterations else FIRST_LOOK * (state.settings.budget or 0)
-    begin, predictor = time.monotonic(), _predictor(state)
-    for split, case in _to_predict(state):
-        if time.monotonic() - begin > limit:
-            break
-        predict_cases(predictor, [case], run.predictions, log, split, tta=False, step=state.counters.step)
+    end = time.monotonic() + limit
+    _predict(run, state, log, lambda: time.monotonic() > end or run.stop.exists(), tta=False)
 
 
-def finish(run: RunFolder, state: RunState, status: int, log: EventLog) -> None:
-    """Everything a finished or stopped run leaves; `done` is written last, and only where the run is finished."""
+def finish(run: RunFolder, state: RunState, status: int, log: EventLog) -> int:
+    """Everything a finished or stopped run leaves; `done` is written last, and only where the run is finished.
+
+    → exit status: a stop may still be asked for while the last predictions are made.
+    """
     if status != EXIT_OK and not run.best.exists() and state.counters.step == 0:
-        return  # stopped before the segmenter's first step: there is nothing to show
+        return status  # stopped before the segmenter's first step: there is nothing to show
     state.save_models(run.best, run.generator)
     if status == EXIT_OK:
         if state.joint.synthesis is not None:
             _write_pairs(run, state, log)
-        predictor = _predictor(state)
-        for split in ("unlabeled", "test"):
-            cases = [case for of, case in _to_predict(state) if of == split]
-            if cases:
-                predict_cases(predictor, cases, run.predictions, log, split, step=state.counters.step)
+        _predict(run, state, log, run.stop.exists, tta=True)
+        status = EXIT_STOPPED if run.stop.exists() else EXIT_OK
+    if status == EXIT_OK:
         _evaluate(run, state, log)
     log.emit(Progress(phase="report", step=0, total=2))
     export_bundle(run, run.model)
@@ -54,23 +53,25 @@ def finish(run: RunFolder, state: RunState, status: int, log: EventLog) -> None:
     if status == EXIT_OK:
         with replacing(run.done) as temporary:
             temporary.write_text(f"step {state.counters.step}\n", encoding="utf-8")
+        run.stop.unlink(missing_ok=True)  # asked for too late
+    return status
 
 
-def _predictor(state: RunState) -> Predictor:
-    return Predictor(state.average.network, state.joint.plan, state.prepared.study.labels, state.joint.device)
-
-
-def _to_predict(state: RunState) -> list[tuple[Split, Case]]:
-    study = state.prepared.study
-    unlabeled: list[tuple[Split, Case]] = [("unlabeled", case) for case in study.unlabeled]
-    return unlabeled + [("test", case) for case in study.test]
+def _predict(run: RunFolder, state: RunState, log: EventLog, stopped: Callable[[], bool], tta: bool) -> None:
+    """Predict the scans without labels and the test scans until all are done or `stopped()`."""
+    study, step = state.prepared.study, state.counters.step
+    predictor = Predictor(state.average.network, state.joint.plan, study.labels, state.joint.device)
+    splits: list[tuple[Split, list[Case]]] = [("unlabeled", study.unlabeled), ("test", study.test)]
+    for split, cases in splits:
+        if cases and not stopped():
+            predict_cases(predictor, cases, run.predictions, log, split, tta=tta, step=step, stopped=stopped)
 
 
 def _write_pairs(run: RunFolder, state: RunState, log: EventLog) -> None:
     """New pairs of the generator as it is now, beside the earlier ones."""
     counters = state.counters
     seed = state.settings.seed * 1000 + counters.checks
-    write_pairs(state, PAIRS, run.synthetic, log, seed, first=counters.checks * PAIRS, prefix="synthetic/")
+    write_pairs(state, PAIRS, run.synthetic, log, seed, first=(counters.checks - 1) * PAIRS, prefix="synthetic/")
 
 
 def _evaluate(run: RunFolder, state: RunState, log: EventLog) -> None:

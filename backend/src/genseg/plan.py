@@ -94,7 +94,7 @@ def make_plan(scans: list[Scan], labels: list[np.ndarray], table: LabelTable, de
         patch=patch,
         batch=device.batch(dims),
         normalisation=_normalisation(scans, labels, physical, notes),
-        mirror_axes=_mirror_axes(dims, slice_axis, physical, table, notes),
+        mirror_axes=_mirror_axes(dims, physical),
         filters=filters,
         kernels=[3] * len(filters),
         strides=[1] + [2] * (len(filters) - 1),
@@ -199,16 +199,9 @@ def _normalisation(
     return [Normalisation(kind="ct", low=low, high=high, mean=float(clipped.mean()), std=float(clipped.std()) or 1.0)]
 
 
-def _mirror_axes(dims: int, slice_axis: int | None, physical: bool, table: LabelTable, notes: list[str]) -> list[int]:
-    """Photographs may be mirrored freely; in the body only left and right, unless a label's name tells the sides."""
-    if not physical:
-        return list(range(dims))
-    sided = any(word in label.name.lower().split() for label in table.structures for word in ("left", "right"))
-    if sided:
-        notes.append("Label names tell left from right, so scans are never mirrored.")
-    if sided or slice_axis == 2:
-        return []
-    return [dims - 1]
+def _mirror_axes(dims: int, physical: bool) -> list[int]:
+    """Photographs may be mirrored; a body has sides, and learning mirrored ones costs a short training accuracy."""
+    return [] if physical else list(range(dims))
 
 
 def _memory_mb(patch: list[int], batch: int, filters: list[int], channels: int) -> int:

@@ -30,17 +30,21 @@ def predict_cases(
     formats: Sequence[str] | None = None,
     tta: bool = True,
     step: int | None = None,
+    stopped: Callable[[], bool] | None = None,
 ) -> list[Fault]:
     """Segment every case and write `out`/<case id><suffix> on the grid of its image, with the study's values.
 
     `formats`: suffixes out of KNOWN_FORMATS (the dot may be left out), the first is the one named in index.json;
     by default .seg.nrrd for volumes and .png for photos. `step`: the training step of the model. Paths in events
     are relative to the run folder where `out` lies in one, else absolute.
+    `stopped`: asked before each case; where it says so, the rest is left out.
     A case that cannot be read or written is reported as an error event and returned; the others go on.
     """
     suffixes = _checked(formats)
     faults: list[Fault] = []
     for number, case in enumerate(cases, start=1):
+        if stopped is not None and stopped():
+            break
         try:
             entry = _predict_case(predictor, case, out, suffixes, tta)
         except UnusableImage as error:

@@ -2,16 +2,19 @@
 
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import TypeVar
 
 import numpy as np
 
 from genseg.cases import Case, Study, draw
 from genseg.check import check_study
 from genseg.device import Device, find_device
+from genseg.errors import Fault, InputFaults
 from genseg.events import EventLog, Progress
-from genseg.imageio import Scan, read_label, read_scan
+from genseg.imageio import Scan, UnusableImage, read_label, read_scan
 from genseg.methods.synthesis import layout_of
 from genseg.plan import Plan, make_plan
 from genseg.preprocess import WorkingCase, label_to_working_grid, to_working_grid
@@ -20,6 +23,7 @@ from genseg.settings import Settings
 from genseg.study import read_study
 
 NEEDED_MB = 500  # for checkpoints, synthetic pairs, model and report
+T = TypeVar("T")
 STYLE_SCANS = 64  # unlabelled scans whose looks the generator may borrow
 
 
@@ -49,7 +53,8 @@ def prepare_again(run: RunFolder, settings: Settings, log: EventLog) -> Prepared
 
 
 def load(study: Study, plan: Plan | None, device: Device, log: EventLog) -> Prepared:
-    pairs = [_read(case, study) for case in study.training]
+    """Read the scans and bring them to the working grid. Raises InputFaults with every scan that cannot be read."""
+    pairs = _read_all(study.training, lambda case: _read(case, study))
     if plan is None:
         plan = make_plan([scan for scan, _ in pairs], [label for _, label in pairs], study.labels, device)
     labelled = []
@@ -59,11 +64,24 @@ def load(study: Study, plan: Plan | None, device: Device, log: EventLog) -> Prep
         labelled.append(WorkingCase(case.id, image.to(device.torch), layout.to(device.torch)))
         log.emit(Progress(phase="prepare", step=number, total=len(pairs)))
     step = max(1, len(study.unlabeled) // STYLE_SCANS)
-    unlabelled = [
-        WorkingCase(case.id, to_working_grid(read_scan(case.images), plan).to(device.torch), None)
-        for case in study.unlabeled[::step][:STYLE_SCANS]
-    ]
+    styles = study.unlabeled[::step][:STYLE_SCANS]
+    images = _read_all(styles, lambda case: to_working_grid(read_scan(case.images), plan).to(device.torch))
+    unlabelled = [WorkingCase(case.id, image, None) for case, image in zip(styles, images, strict=True)]
     return Prepared(study, plan, device, labelled, unlabelled)
+
+
+def _read_all(cases: list[Case], read: Callable[[Case], T]) -> list[T]:
+    """A run that goes on may find scans gone or changed since it began: all of them are told at once."""
+    found: list[T] = []
+    faults: list[Fault] = []
+    for case in cases:
+        try:
+            found.append(read(case))
+        except UnusableImage as error:
+            faults.append(Fault(error.code, case.id, error.rule, error.remedy))
+    if faults:
+        raise InputFaults(faults)
+    return found
 
 
 def _read(case: Case, study: Study) -> tuple[Scan, np.ndarray]:

@@ -35,6 +35,7 @@ class Recovery:
         plan = self.state.joint.plan
         coarsest = 2 ** (len(plan.filters) - 1)
         longest = plan.patch.index(max(plan.patch))
+        smaller: dict[str, int | list[int]]
         if plan.batch > 1:
             smaller, what = {"batch": plan.batch // 2}, f"the batch is now {plan.batch // 2}"
         elif plan.patch[longest] // 2 >= 2 * coarsest:
@@ -68,11 +69,12 @@ class Recovery:
         self.state.load(self.run.last)
         counters = self.state.counters
         counters.diverged, counters.rate_scale = diverged, scale
-        counters.elapsed = clock.elapsed  # the time is spent
+        counters.elapsed, counters.pretrain_seconds = clock.elapsed, clock.pretrain_seconds  # the time is spent
+        self.state.apply_rate_scale()
         self.state.save(self.run.last)
         self.log.warn(
             "not_finite",
-            f"A loss was not finite at step {failed_at}; training goes on from step {counters.step} "
+            f"A loss or a weight was not finite at step {failed_at}; training goes on from step {counters.step} "
             f"with {scale:g} of the learning rate.",
         )
 

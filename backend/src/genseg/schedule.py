@@ -28,13 +28,6 @@ class Clock:
         now = time.monotonic()
         self.elapsed, self._since = self.elapsed + now - self._since, now
 
-    def pause(self) -> None:
-        """Leave out what follows until `go`."""
-        self.tick()
-
-    def go(self) -> None:
-        self._since = time.monotonic()
-
     @property
     def pretrain_total(self) -> int | None:
         iterations = self.settings.iterations
@@ -53,6 +46,13 @@ class Clock:
         assert self.settings.budget is not None
         left = max(1e-6, self.settings.budget - self.pretrain_seconds)
         return min(1.0, (self.elapsed - self.pretrain_seconds) / left)
+
+    def share(self, steps: int) -> float:
+        """0..1 of the whole training, which a budget gives as time, pretraining included."""
+        if self.settings.iterations is not None:
+            return steps / self.settings.iterations
+        assert self.settings.budget is not None
+        return min(1.0, self.elapsed / self.settings.budget)
 
     def seconds_left(self, progress: float) -> float | None:
         if self.settings.budget is not None and self.settings.iterations is None:

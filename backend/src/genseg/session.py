@@ -4,7 +4,9 @@ Every command of the command line runs through `serve`, so that faults, failures
 unexpected look the same everywhere, for people and for programs.
 """
 
+import errno
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -21,6 +23,9 @@ import typer
 from genseg import events
 from genseg.console import PeopleListener
 from genseg.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputFaults, RunFailed
+
+_NOTHING_LEFT = 1 << 20  # bytes
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def use_utf8() -> None:
@@ -70,13 +75,23 @@ class Session:
     def error(self, code: str, message: str, remedy: str, case: str | None = None) -> None:
         """Report an error, once, even where the run has said it already."""
         if (code, case, message) not in self._errors:
-            self.log.emit(events.Error(code=code, message=message, remedy=remedy, case=case))
+            self._tell(events.Error(code=code, message=message, remedy=remedy, case=case))
 
     def finish(self, status: int) -> None:
         if not self.finished:
-            self.log.emit(events.Finished(status=status, seconds=time.monotonic() - self.begin))
+            self._tell(events.Finished(status=status, seconds=time.monotonic() - self.begin))
         self.people.close()
-        self.log.close()
+        with suppress(OSError):
+            self.log.close()
+
+    def _tell(self, event: events.Event) -> None:
+        """Emit; where the disk is too full even for a line, events.jsonl is given up and the listeners still hear."""
+        try:
+            self.log.emit(event)
+        except OSError:
+            with suppress(OSError):
+                self.log.close()
+            self.log.emit(event)
 
     def _watch(self, event: events.Event) -> None:
         self.started |= isinstance(event, events.Started)
@@ -129,6 +144,31 @@ def _keep_traceback(session: Session) -> Path:
     return Path(name)
 
 
+def _is_full_disk(error: BaseException, session: Session) -> bool:
+    """Python says so by number, other writers only by an error on a disk that has nothing left."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return True
+    if not isinstance(error, (OSError, RuntimeError)) or session.run is None or not session.run.exists():
+        return False
+    return shutil.disk_usage(session.run).free < _NOTHING_LEFT
+
+
+def _explain(session: Session, error: Exception) -> None:
+    """Say what the system refused in words; of everything else keep the traceback."""
+    if _is_full_disk(error, session):
+        where = f"the disk of {session.run}" if session.run is not None else "the disk"
+        resume = f' Then go on with: genseg train --resume "{session.run}"' if session.started else ""
+        session.error("no_disk", f"There is no space left on {where}.", f"Delete files you do not need.{resume}")
+    elif isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
+        what = f"'{error.filename}' cannot be used: {error.strerror}."
+        session.error("no_access", what, "Choose another folder, or ask for the right to write there.")
+    else:
+        name = type(error).__name__
+        path = _keep_traceback(session)
+        remedy = f"The details are in {path}; please send them with a report of the problem."
+        session.error("unexpected", f"Something went wrong that should not: {name}: {error}", remedy)
+
+
 def _attempt(session: Session, body: Callable[[Session], int | None]) -> int:
     """Run `body` and turn whatever happens into words and an exit status."""
     try:
@@ -145,10 +185,7 @@ def _attempt(session: Session, body: Callable[[Session], int | None]) -> int:
         resume = f'Go on from the last checkpoint with: genseg train --resume "{session.run}"'
         session.error("aborted", "Aborted on request.", resume if session.started else "")
     except Exception as unexpected:
-        name = type(unexpected).__name__
-        path = _keep_traceback(session)
-        remedy = f"The details are in {path}; please send them with a report of the problem."
-        session.error("unexpected", f"Something went wrong that should not: {name}: {unexpected}", remedy)
+        _explain(session, unexpected)
     return EXIT_FAILED
 
 

@@ -1,14 +1,16 @@
 """The state of a run: networks, optimisers, averages, counters; built from a plan, saved and restored whole."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from genseg.errors import RunFailed
 from genseg.methods.joint import Joint, Synthesis
 from genseg.methods.level3 import MetaParameters
 from genseg.methods.synthesis import CLUSTERS, StylePool, meta_plan
@@ -86,7 +88,16 @@ class RunState:
         return parts
 
     def is_finite(self) -> bool:
-        return all(bool(torch.isfinite(p).all()) for m in self.modules().values() for p in m.parameters())
+        """Whether every weight and every running mean is a number."""
+        weights = [p for module in self.modules().values() for p in module.parameters()]
+        return all(bool(torch.isfinite(p).all()) for p in [*weights, self.joint.agreement])
+
+    def apply_rate_scale(self) -> None:
+        """Bring the rates of level 1 and 3 to `rate_scale`; the segmenter's follow its schedule step by step."""
+        rates = {"generator": GENERATOR_RATE, "discriminator": DISCRIMINATOR_RATE, "meta": META_RATE}
+        for name, optimiser in self.optimisers().items():
+            for group in optimiser.param_groups:
+                group["lr"] = rates.get(name, group["lr"]) * (self.counters.rate_scale if name in rates else 1.0)
 
     def save(self, path: Path) -> None:
         """Everything needed to go on, in one file that is replaced at once, with the counters beside it to read."""
@@ -115,6 +126,7 @@ class RunState:
             optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
         self.counters = Counters(**json.loads(metadata["counters"]))
         self.average.updates = self.counters.average_updates
+        self.apply_rate_scale()
 
     def save_models(self, best: Path, generator: Path) -> None:
         """The usable segmenter, and what is needed to synthesise with the generator."""
@@ -131,14 +143,22 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Safetensors, atomically. Tensors that share memory (a block under two names) are stored twice."""
-    with replacing(path) as temporary:
-        save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, temporary, metadata)
+    """Safetensors, atomically, on the disk when this returns. Tensors that share memory are stored twice."""
+    content = save({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, metadata)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut could leave the new name with the content not yet written
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    """What `save_tensors` wrote. Raises RunFailed where the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        remedy = "Restore the file from a backup, or train again. A model in checkpoints/best.safetensors can be used."
+        raise RunFailed("damaged_checkpoint", f"The file {path} is damaged: {error}.", remedy) from error
 
 
 def build_state(prepared: Prepared, settings: Settings) -> RunState:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genseg.errors import EXIT_OK, RunFailed
+from genseg.errors import RunFailed
 from genseg.events import EventLog, Progress, Synthetic
 from genseg.imageio import Geometry, write_image, write_label
 from genseg.labels import LabelTable
@@ -138,7 +138,7 @@ def _write_pair(
 
 
 def synthesize(run: Path, count: int, out: Path, device: str, seed: int, log: EventLog) -> int:
-    """Write `count` new pairs of a run's generator to `out`. Raises RunFailed where the run has none."""
+    """Write `count` new pairs of a run's generator to `out`. → their number. Raises RunFailed where it has none."""
     folder = RunFolder(run)
     settings = Settings.load(folder.settings).model_copy(update={"device": device})
     if settings.method == "supervised" or not folder.last.exists():
@@ -152,4 +152,4 @@ def synthesize(run: Path, count: int, out: Path, device: str, seed: int, log: Ev
     for number in range(count):
         write_pairs(state, 1, out, log, seed=seed + number, first=number)
         log.emit(Progress(phase="predict", step=number + 1, total=count))
-    return EXIT_OK
+    return count

@@ -46,6 +46,7 @@ def resume(path: Path, log: EventLog) -> int:
         return EXIT_OK
     settings = Settings.load(run.settings)
     run.stop.unlink(missing_ok=True)
+    _clear_leftovers(run)
     state = build_state(prepare_again(run, settings, log), settings)
     state.load(run.last)
     return _run(run, state, log, resumed=True)
@@ -66,6 +67,12 @@ def _create(run: RunFolder, state: RunState) -> None:
         shutil.rmtree(building.path, ignore_errors=True)
 
 
+def _clear_leftovers(run: RunFolder) -> None:
+    """Remove the temporary files of a process that was killed while it wrote."""
+    for path in run.path.rglob(".part-*"):
+        path.unlink(missing_ok=True)
+
+
 def _run(run: RunFolder, state: RunState, log: EventLog, resumed: bool) -> int:
     settings, counters = state.settings, state.counters
     clock = Clock(settings, counters.elapsed, counters.pretrain_seconds)
@@ -80,8 +87,7 @@ def _run(run: RunFolder, state: RunState, log: EventLog, resumed: bool) -> int:
         )
     )
     log.emit(Planned(plan=state.joint.plan.model_dump(mode="json")))
-    status = fit(run, state, clock, log)
-    finish(run, state, status, log)
+    status = finish(run, state, fit(run, state, clock, log), log)
     seconds = clock.elapsed
     log.emit(Finished(status=status, seconds=seconds, model=str(run.best) if run.best.exists() else None))
     return status
@@ -97,11 +103,13 @@ def fit(run: RunFolder, state: RunState, clock: Clock, log: EventLog) -> int:
         pretraining = state.joint.synthesis is not None and clock.pretrain_progress(counters.pretrain_step) < 1
         pretraining = pretraining and counters.step == 0
         progress = 0.0 if pretraining else clock.progress(counters.step)
-        due = not pretraining and progress >= (counters.checks + 1) / CHECKS
+        due = not pretraining and clock.share(counters.step) >= (counters.checks + 1) / CHECKS
         finished = not pretraining and progress >= 1
         stopped = run.stop.exists()
         if due or finished or stopped or clock.elapsed - saved > CHECKPOINT_SECONDS:
-            _checkpoint(run, state, clock)
+            if not _checkpoint(run, state, clock):
+                recovery.go_back(clock)
+                continue
             saved = clock.elapsed
         if stopped:
             return EXIT_STOPPED
@@ -111,17 +119,23 @@ def fit(run: RunFolder, state: RunState, clock: Clock, log: EventLog) -> int:
                 check(run, state, log)
         if finished:
             return EXIT_OK
-        try:
-            seen = _pretrain_step(state, clock) if pretraining else _train_step(state, progress)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
+        seen = _step(state, clock, pretraining, progress)
+        if seen is None:
             recovery.make_smaller()
-            continue
-        if not all(math.isfinite(value) for value in seen.values()):
+        elif not all(math.isfinite(value) for value in seen.values()):
             recovery.go_back(clock)
-            continue
-        _report(state, clock, pretraining, progress, seen, log)
+        else:
+            _report(state, clock, pretraining, progress, seen, log)
+
+
+def _step(state: RunState, clock: Clock, pretraining: bool, progress: float) -> dict[str, float] | None:
+    """What a step saw; None where memory ran out. Then everything the step held is free again on return."""
+    try:
+        return _pretrain_step(state, clock) if pretraining else _train_step(state, progress)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
 
 
 def _pretrain_step(state: RunState, clock: Clock) -> dict[str, float]:
@@ -147,11 +161,13 @@ def _train_step(state: RunState, progress: float) -> dict[str, float]:
     return seen | {"learning_rate": rate}
 
 
-def _checkpoint(run: RunFolder, state: RunState, clock: Clock) -> None:
+def _checkpoint(run: RunFolder, state: RunState, clock: Clock) -> bool:
+    """Save the state; → False where a weight is not finite: a last step can ruin what its own loss did not show."""
     if not state.is_finite():
-        return  # the next step's loss is not finite either and leads back to the last good checkpoint
+        return False
     state.counters.elapsed = clock.elapsed
     state.save(run.last)
+    return True
 
 
 def _report(
@@ -179,5 +195,6 @@ def profile(settings: Settings, log: EventLog) -> None:
     """Print what a joint step costs against a supervised step, both timed in this process, step about step."""
     from genseg.profiling import compare_steps
 
-    state = build_state(prepare(settings.model_copy(update={"method": "genseg"}), log), settings)
+    settings = settings.model_copy(update={"method": "genseg"})
+    state = build_state(prepare(settings, log), settings)
     compare_steps(state, Console())

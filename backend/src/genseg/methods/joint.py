@@ -31,7 +31,7 @@ from genseg.sampling import Sampler
 
 L1_WEIGHT = 10.0  # λ of level 1
 READ_BACK_WEIGHT = 0.5  # of the segmenter's loss on what the generator makes
-GENERATOR_EVERY = 4  # level-2 steps for one level-1 step
+GENERATOR_EVERY = 5  # level-2 steps for one level-1 step
 META_EVERY = 10  # level-2 steps for one level-3 step
 GRADIENT_CLIP = 12.0
 META_CLIP = 1.0
@@ -124,7 +124,8 @@ class Joint:
     def _synthetic_gradient(self, s: Synthesis, step: int, stage: Stage) -> dict[str, float]:
         """Adds the gradient of γ L(S(G(m̂)), m̂) over the pairs that the segmenter can read."""
         rng = stream(self.seed, "synthetic", step)
-        draw = SyntheticDraw.make(self.plan.batch, self.sampler, s.pool, s.generator, rng, stage.train)
+        half = max(1, self.plan.batch // 2)
+        draw = SyntheticDraw.make(half, self.sampler, s.pool, s.generator, rng, stage.train)
         with torch.no_grad(), self.device.autocast():
             strength = s.meta.strength()
             layout = self.sampler.load_label(draw.batch, strength)
@@ -213,8 +214,8 @@ class Joint:
 
     def _virtual_level1_loss(self, s: Synthesis, weights: Parameters, step: int, stage: Stage) -> Tensor:
         """L_G(G; A) on a small real batch."""
-        image, layout = s.meta_sampler.load(s.meta_sampler.draw(1, stream(self.seed, "virtual", step), stage.train))
-        noise = s.generator.draw_noise(1, s.meta_sampler.plan.patch, stream(self.seed, "virtual noise", step))
+        image, layout = s.meta_sampler.load(s.meta_sampler.draw(s.meta_batch, stream(self.seed, "virtual", step), stage.train))
+        noise = s.generator.draw_noise(s.meta_batch, s.meta_sampler.plan.patch, stream(self.seed, "virtual noise", step))
         shares = one_hot(layout, s.layouts)
         fake = call(s.generator, weights, shares, style_of(image), noise, s.meta.mixture, s.meta.noise_log)
         return self._level1_loss(s, fake, image, shares, step)
