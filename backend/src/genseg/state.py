@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +24,7 @@ from genseg.runfolder import replacing
 from genseg.sampling import Sampler
 from genseg.settings import Settings
 
+Network = TypeVar("Network", bound=nn.Module)
 EMA = 0.99
 WEIGHT_DECAY = 1e-2
 GENERATOR_RATE, DISCRIMINATOR_RATE, META_RATE = 1e-3, 4e-4, 3e-2
@@ -130,12 +133,18 @@ class RunState:
 
     def save_models(self, best: Path, generator: Path) -> None:
         """The usable segmenter, and what is needed to synthesise with the generator."""
-        save_tensors(best, self.average.network.state_dict(), {"step": str(self.counters.step)})
+        save_tensors(best, _once(self.average.network.state_dict()), {"step": str(self.counters.step)})
         s = self.joint.synthesis
         if s is not None:
             tensors = {f"generator/{k}": v for k, v in s.generator.state_dict().items()}
             tensors |= {f"meta/{k}": v for k, v in s.meta.state_dict().items()}
             save_tensors(generator, tensors, {"step": str(self.counters.step)})
+
+
+def _once(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor under the first of its names, as safetensors' own reader of models wants it."""
+    first: dict[int, str] = {}
+    return {name: value for name, value in tensors.items() if first.setdefault(value.data_ptr(), name) == name}
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -202,7 +211,7 @@ def _build_synthesis(prepared: Prepared, settings: Settings) -> Synthesis:
     )
 
 
-def _seeded(seed: int, name: str, build):  # type: ignore[no-untyped-def]
+def _seeded(seed: int, name: str, build: Callable[[], Network]) -> Network:
     """Build a network from its own random stream, so that no network's start depends on another's."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, f"start of {name}").initial_seed())

@@ -35,9 +35,11 @@ def make_pairs(state: RunState, count: int, seed: int, step: int) -> list[tuple[
         draw = SyntheticDraw.make(1, joint.sampler, s.pool, s.generator, stream(seed, "gallery", number))
         strength = s.meta.strength()
         layout = joint.sampler.load_label(draw.batch, strength)
-        image = synthesise(draw, one_hot(layout, s.layouts), s.generator, None, s.meta, strength)
         label = label_of(layout, joint.plan.classes)
-        agreement = float(dice_agreement(state.average.network(image), label))
+        with joint.device.autocast():
+            image = synthesise(draw, one_hot(layout, s.layouts), s.generator, None, s.meta, strength)
+            agreement = float(dice_agreement(state.average.network(image), label))
+        image = image.float()
         nearest, similarity = _nearest(state, draw, image)
         entry = {
             "source": joint.sampler.cases[draw.batch.cases[0]].id,
