@@ -113,7 +113,17 @@ def _touched(name: str, n: int, numbers: int, rng: torch.Generator) -> Tensor:
 def sampling_grid(
     draw: SpatialDraw, i: int, shape: tuple[int, ...], patch: list[int], spacing: list[float], strength: Strength
 ) -> Tensor:
-    """Where sample i looks in a scan of `shape`: [1, *patch, d] in grid_sample's -1..1, x first."""
+    """Where sample i looks in a scan of `shape`: [1, *patch, d] in grid_sample's -1..1, x first.
+
+    Always in float32: in bfloat16 a coordinate would be off by voxels.
+    """
+    with torch.autocast(draw.centre.device.type, enabled=False):
+        return _sampling_grid(draw, i, shape, patch, spacing, strength)
+
+
+def _sampling_grid(
+    draw: SpatialDraw, i: int, shape: tuple[int, ...], patch: list[int], spacing: list[float], strength: Strength
+) -> Tensor:
     d, device = len(patch), draw.centre.device
     axes = [torch.arange(p, device=device) - (p - 1) / 2 for p in patch]
     offset = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)

@@ -48,7 +48,7 @@ def finish(run: RunFolder, state: RunState, status: int, log: EventLog) -> int:
     log.emit(Progress(phase="report", step=0, total=2))
     export_bundle(run, run.model)
     log.emit(Progress(phase="report", step=1, total=2))
-    build_report(run)
+    build_report(run, status)
     log.emit(Progress(phase="report", step=2, total=2))
     if status == EXIT_OK:
         with replacing(run.done) as temporary:

@@ -16,7 +16,8 @@ from genseg.runfolder import read_json, write_json
 
 THICK_SLICES = 3.0  # spacing ratio from which a volume is a stack of slices and not a block of tissue
 FEW_SLICES = 8.0  # the same, told by the voxel counts where the header has lost the spacing
-LABEL_SURVIVAL = 0.93  # Dice that every structure must keep when brought to the working grid and back
+LABEL_SURVIVAL = 0.95  # Dice that every structure must keep when brought to the working grid and back
+MARGIN = 1.2  # the scans still to come may be larger than the few labelled ones
 COARSENING = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 
 
@@ -81,7 +82,7 @@ def make_plan(scans: list[Scan], labels: list[np.ndarray], table: LabelTable, de
     )
     factor = _coarsening(shapes / spacing, labels, len(table), slice_axis, device.patch_voxels(dims), notes)
     working = spacing * factor
-    patch = _patch(shapes / working, device.patch_voxels(dims))
+    patch = _patch(shapes / working, device.patch_voxels(dims), MARGIN if physical else 1.0)
     filters = _filters(patch, dims, device)
     plan = Plan(
         dims=dims,
@@ -162,9 +163,9 @@ def _survival(labels: list[np.ndarray], classes: int, slice_axis: int | None, fa
     return min(float(np.mean(values)) for values in scores.values())
 
 
-def _patch(shapes: np.ndarray, voxels: int) -> list[int]:
-    """Patch in multiples of 16 (8 on short axes): nearly every whole scan where that fits, else a part of its shape."""
-    want = np.percentile(shapes, 90, axis=0)
+def _patch(shapes: np.ndarray, voxels: int, margin: float) -> list[int]:
+    """Patch in multiples of 16 (8 on short axes): the largest scan with a margin where that fits, else a part of it."""
+    want = shapes.max(axis=0) * margin
     while np.prod(want) > voxels * 1.1:
         want = np.where(want == want.max(), want.max() * 0.95, want)
     return [_multiple(side, 16 if side > 40 else 8) for side in want]

@@ -99,6 +99,7 @@ class Joint:
         loss.backward()
         seen["loss/real"] = float(loss.detach())
         self._follow_agreement(logits.detach(), label)
+        seen["dice/training"] = float(self.agreement)
 
         if stage.synthetic and self.synthesis is not None:
             if stage.level3 and step % META_EVERY == 0:  # before the step: it unrolls this very step
@@ -126,9 +127,9 @@ class Joint:
         rng = stream(self.seed, "synthetic", step)
         half = max(1, self.plan.batch // 2)
         draw = SyntheticDraw.make(half, self.sampler, s.pool, s.generator, rng, stage.train)
+        strength = {name: value.detach() for name, value in s.meta.strength().items()}
+        layout = self.sampler.load_label(draw.batch, strength)
         with torch.no_grad(), self.device.autocast():
-            strength = s.meta.strength()
-            layout = self.sampler.load_label(draw.batch, strength)
             image = synthesise(draw, one_hot(layout, s.layouts), s.generator, None, s.meta, strength)
         label = label_of(layout, self.plan.classes)
         with self.device.autocast():
@@ -180,12 +181,13 @@ class Joint:
     def _level3(self, s: Synthesis, step: int, stage: Stage) -> dict[str, float]:
         """min_A L(S'(A); D_val) with S' one step of level 2 ahead, in float32, on the smaller meta-patch."""
         parameters = dict(self.segmenter.named_parameters())
+        image, label = self._validation_batch(s, step, stage)
         gradient, validation = hypergradient(
             parameters,
             dict(s.generator.named_parameters()),
             lambda weights, ahead: self._expected_synthetic_loss(s, weights, ahead, step, stage),
             lambda ahead: self._virtual_level1_loss(s, ahead, step, stage),
-            lambda weights: self._validation_loss(s, weights, step, stage),
+            lambda weights: segmentation_loss(self._segment(weights, image), label).mean(),
             list(s.meta.parameters()),
             adam_rates(self.optimiser, parameters),
             s.generator_optimiser.param_groups[0]["lr"],
@@ -196,7 +198,13 @@ class Joint:
             p.grad = g
         norm = nn.utils.clip_grad_norm_(s.meta.parameters(), META_CLIP)
         s.meta_optimiser.step()
-        readings = {"loss/validation": float(validation), "meta/gradient_norm": float(norm)}
+        with torch.no_grad():
+            dice = dice_agreement(self._segment(parameters, image), label).mean()
+        readings = {
+            "loss/validation": float(validation),
+            "dice/validation": float(dice),
+            "meta/gradient_norm": float(norm),
+        }
         return readings | s.meta.readings()
 
     def _expected_synthetic_loss(
@@ -220,11 +228,11 @@ class Joint:
         fake = call(s.generator, weights, shares, style_of(image), noise, s.meta.mixture, s.meta.noise_log)
         return self._level1_loss(s, fake, image, shares, step)
 
-    def _validation_loss(self, s: Synthesis, weights: Parameters, step: int, stage: Stage) -> Tensor:
-        """On held-out scans as they are; with one labelled scan on that scan, changed as the baseline changes it."""
+    def _validation_batch(self, s: Synthesis, step: int, stage: Stage) -> tuple[Tensor, Tensor]:
+        """Held-out scans as they are; with one labelled scan that scan, changed as the baseline changes it."""
         draw = s.meta_sampler.draw(2 * s.meta_batch, stream(self.seed, "validation", step), stage.validation)
         image, layout = s.meta_sampler.load(draw, UNCHANGED if stage.train is not None else REFERENCE)
-        return segmentation_loss(self._segment(weights, image), label_of(layout, self.plan.classes)).mean()
+        return image, label_of(layout, self.plan.classes)
 
     def _segment(self, weights: Parameters, image: Tensor) -> Tensor:
         """The segmenter with other weights; of deep supervision only the finest head."""

@@ -16,12 +16,15 @@ SHOWN = (12, 8, 5, 3)  # pairs and predictions; the next number is taken where t
 LIMIT = 6_000_000  # bytes
 
 
-def build_report(run: RunFolder) -> Path:
+def build_report(run: RunFolder, status: int | None = None) -> Path:
     """Write report.html from whatever parts the run folder has, and return its path.
+
+    `status`: the exit status of a run that ends now and could not yet say so in its events.
 
     The page needs no network and no script. Parts that are absent are left out; files that cannot be read are named.
     """
     view = read_run(run)
+    view.ending = status
     for shown in SHOWN:
         page = _page(view, shown)
         if len(page.encode("utf-8")) <= LIMIT:

@@ -30,6 +30,7 @@ class RunView:
     predictions: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
+    ending: int | None = None  # exit status of a run that ends now and could not yet say so in its events
 
     @property
     def table(self) -> LabelTable:
@@ -73,6 +74,8 @@ class RunView:
     @property
     def status(self) -> int | None:
         """Exit status of the last session; None where it has not ended or was killed."""
+        if self.ending is not None:
+            return self.ending
         last = self.sessions[-1][-1] if self.sessions else None
         return last.status if isinstance(last, events.Finished) else None
 
