@@ -113,10 +113,11 @@ class SpadeGenerator(nn.Module):
 
 
 def build_generator(plan: Plan, layouts: int) -> SpadeGenerator:
-    """As many levels as the patch can be halved, at most four, with half of the segmenter's width at the finest."""
-    levels = 0
-    while levels < 4 and all(p % 2 ** (levels + 1) == 0 and p // 2 ** (levels + 1) >= 4 for p in plan.patch):
-        levels += 1
+    """As many levels as the segmenter, at most four, with half of its width at the finest.
+
+    Not told from the patch: when memory runs out it gets smaller, and a resumed run builds the same network again.
+    """
+    levels = min(4, len(plan.filters) - 1)
     finest = max(8, plan.filters[0] // 2)
     filters = [min(finest * 2**level, 96) for level in range(levels, -1, -1)]
     return SpadeGenerator(plan.dims, plan.channels, layouts, filters)
