@@ -1,0 +1,193 @@
+"""Plans made from real scans: dimensions, working grid, patch, network, normalisation; no special cases."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from method_rig import planned, processor
+
+from genseg.cases import draw
+from genseg.device import Device
+from genseg.imageio import Scan, read_label, read_scan
+from genseg.labels import LabelTable
+from genseg.networks import build_segmenter
+from genseg.plan import Plan, make_plan, nominal_spacing
+from genseg.preprocess import _as_stack, from_working_grid, label_to_working_grid, to_working_grid
+from genseg.study import read_study
+
+ALL = ["hippocampus", "acdc", "isic2017", "kvasir", "shenzhen", "drive", "chase_db1", "dsb2018", "busi"]
+_plans: dict[str, Plan] = {}
+
+
+def plan_of(data, name: str) -> Plan:
+    """Of the first three labelled scans; made once."""
+    if name not in _plans:
+        _plans[name] = planned(data, name, 3)
+    return _plans[name]
+
+
+@pytest.fixture(scope="module")
+def torso(request) -> tuple[list[Scan], list[np.ndarray], LabelTable]:
+    """The CT torsos with the labels that model-made masks hold."""
+    folder = request.getfixturevalue("data") / "torso_ct_mr"
+    names = ["ct_sm", "ct_torso"]
+    scans = [read_scan([folder / f"images/{n}.nii.gz"]) for n in names]
+    table = LabelTable.from_names({k: f"organ {k}" for k in range(256)})
+    return scans, [read_label(folder / f"labels/{n}.nii.gz", table)[0] for n in names], table
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_patch_network_and_strides_fit_together(data, name):
+    plan = plan_of(data, name)
+    reduction = math.prod(plan.strides)
+    assert len(plan.filters) == len(plan.strides) == len(plan.kernels) >= 3
+    assert all(side % reduction == 0 and side >= 2 * reduction for side in plan.patch), (plan.patch, reduction)
+    assert len(plan.patch) == len(plan.spacing) == plan.dims and plan.batch >= 1 and plan.memory_mb > 0
+    budget = processor().patch_voxels(plan.dims)
+    assert math.prod(plan.patch) <= 1.6 * budget
+    assert plan.notes and all(note.endswith(".") for note in plan.notes)
+    assert len(plan.normalisation) == plan.channels and all(0 <= a < plan.dims for a in plan.mirror_axes)
+
+
+@pytest.mark.parametrize("name", ["hippocampus", "isic2017", "acdc"])
+def test_the_planned_network_runs_on_its_own_patch(data, name):
+    plan = plan_of(data, name)
+    with torch.no_grad():
+        logits = build_segmenter(plan).eval()(torch.zeros(1, plan.channels, *plan.patch))
+    assert logits.shape == (1, plan.classes, *plan.patch)
+
+
+def test_a_block_of_tissue_gets_a_3d_network_on_its_own_grid(data):
+    plan = plan_of(data, "hippocampus")
+    assert (plan.dims, plan.slice_axis, plan.physical, plan.classes, plan.channels) == (3, None, True, 3, 1)
+    assert plan.spacing == pytest.approx([1, 1, 1])
+    scan = read_scan(draw(read_study(data / "hippocampus"), 1, None, 0).training[0].images)
+    assert all(patch >= 0.9 * side for patch, side in zip(plan.patch, scan.array.shape[1:], strict=True))
+
+
+def test_thick_slices_are_cut_along_the_slice_axis_although_the_header_lost_the_spacing(data):
+    plan = plan_of(data, "acdc")
+    case = draw(read_study(data / "acdc"), 1, None, 0).training[0]
+    scan = read_scan(case.images)
+    assert plan.dims == 2 and plan.slice_axis == int(np.argmin(scan.array.shape[1:]))
+    assert set(scan.spacing) == {1.0}, "told by the number of slices, not by the header"
+    assert any("slice by slice" in note for note in plan.notes)
+    stack = _as_stack(scan.array, plan)
+    assert stack.shape[1] == min(scan.array.shape[1:])
+    assert to_working_grid(scan, plan).shape[1] == min(scan.array.shape[1:]), "no slice is lost or made up"
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_thick_slices_are_told_by_the_spacing_along_any_axis(data, axis):
+    """A hippocampus that keeps every fourth slice along one axis."""
+    case = draw(read_study(data / "hippocampus"), 1, None, 0).training[0]
+    study = read_study(data / "hippocampus")
+    scan, label = read_scan(case.images), read_label(case.label, study.labels)[0]
+    keep = tuple(slice(None, None, 4 if a == axis else 1) for a in range(3))
+    spacing = tuple(4.0 if a == axis else 1.0 for a in range(3))
+
+    class Thick:
+        array, geometry, dims = scan.array[(slice(None), *keep)], scan.geometry, 3
+
+    thick = Thick()
+    thick.spacing = spacing
+    plan = make_plan([thick], [label[keep]], study.labels, processor())
+    assert (plan.dims, plan.slice_axis) == (2, axis)
+    assert plan.spacing[0] == plan.spacing[1]
+
+
+@pytest.mark.parametrize("name", ["isic2017", "kvasir"])
+def test_photographs_with_large_structures_are_coarsened_and_seen_whole(data, name):
+    plan = plan_of(data, name)
+    assert (plan.dims, plan.physical, plan.channels) == (2, False, 3)
+    assert plan.spacing[0] > 1 and plan.spacing[0] == plan.spacing[1]
+    scan = read_scan(draw(read_study(data / name), 1, None, 0).training[0].images)
+    working = to_working_grid(scan, plan).shape[-2:]
+    assert all(patch >= 0.85 * side for patch, side in zip(plan.patch, working, strict=True))
+
+
+@pytest.mark.parametrize("name", ["drive", "chase_db1"])
+def test_vessels_keep_their_grid(data, name):
+    plan = plan_of(data, name)
+    assert plan.spacing == pytest.approx([1, 1])
+    assert any("finest structures" in note for note in plan.notes)
+
+
+def test_a_photographs_spacing_is_relative_to_its_long_side(data):
+    """The same photo at twice the pixels gets half the nominal spacing, and so the same working image."""
+    plan = plan_of(data, "isic2017")
+    scan = read_scan(draw(read_study(data / "isic2017"), 1, None, 0).training[0].images)
+    twice = Scan(np.repeat(np.repeat(scan.array, 2, 1), 2, 2), scan.geometry)
+    assert nominal_spacing(scan, plan.reference_long_side) == pytest.approx(
+        2 * nominal_spacing(twice, plan.reference_long_side)
+    )
+    small, large = to_working_grid(scan, plan), to_working_grid(twice, plan)
+    assert small.shape == large.shape
+    assert float(torch.corrcoef(torch.stack([small.flatten(), large.flatten()]))[0, 1]) > 0.995
+
+
+def test_ct_is_told_by_air_and_gets_one_window_for_the_study(torso):
+    scans, labels, table = torso
+    plan = make_plan(scans, labels, table, processor())
+    (channel,) = plan.normalisation
+    assert channel.kind == "ct" and -1100 < channel.low < channel.high < 3500 and channel.std > 1
+    assert channel.low < channel.mean < channel.high
+    assert any("CT" in note for note in plan.notes)
+    image = to_working_grid(scans[0], plan)
+    low, high = (channel.low - channel.mean) / channel.std, (channel.high - channel.mean) / channel.std
+    assert float(image.min()) == pytest.approx(low, abs=1e-3) and float(image.max()) == pytest.approx(high, abs=1e-3)
+    assert plan.dims == 3
+
+
+def test_mr_is_not_taken_for_ct(data):
+    folder = data / "torso_ct_mr"
+    table = LabelTable.from_names({k: f"organ {k}" for k in range(256)})
+    scan = read_scan([folder / "images/mr_sm.nii.gz"])
+    label = read_label(folder / "labels/mr_sm.nii.gz", table)[0]
+    plan = make_plan([scan], [label], table, processor())
+    assert plan.normalisation[0].kind == "zscore"
+    assert to_working_grid(scan, plan).mean() == pytest.approx(0, abs=1e-3)
+
+
+def test_names_that_tell_left_from_right_forbid_mirroring(data):
+    study = read_study(data / "hippocampus")
+    case = draw(study, 1, None, 0).training[0]
+    scan, label = read_scan(case.images), read_label(case.label, study.labels)[0]
+    sided = LabelTable.from_names({1: "left hippocampus", 2: "right hippocampus"})
+    forbidden = make_plan([scan], [label], sided, processor())
+    assert forbidden.mirror_axes == []
+
+
+def test_photographs_are_mirrored_along_both_axes(data):
+    assert plan_of(data, "isic2017").mirror_axes == [0, 1]
+
+
+def test_a_graphics_card_gets_more_voxels_and_a_wider_network(data):
+    study = read_study(data / "drive")
+    case = draw(study, 1, None, 0).training[0]
+    pair = [read_scan(case.images)], [read_label(case.label, study.labels)[0]]
+    card = Device(torch.device("cuda"), "card", 16.0, "bf16")
+    small, large = make_plan(*pair, study.labels, processor()), make_plan(*pair, study.labels, card)
+    assert math.prod(large.patch) > 2 * math.prod(small.patch)
+    assert large.filters[0] > small.filters[0] and large.memory_mb > small.memory_mb
+
+
+def test_a_plan_is_saved_and_read_back_unchanged(data, tmp_path):
+    plan = plan_of(data, "acdc")
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize("name", ["hippocampus", "acdc", "isic2017", "drive"])
+def test_no_structure_is_lost_on_the_planned_grid(data, name):
+    """What the plan promises: every structure survives the way to the working grid and back."""
+    plan, study = plan_of(data, name), draw(read_study(data / name), 3, None, 0)
+    for case in study.training:
+        scan, label = read_scan(case.images), read_label(case.label, study.labels)[0]
+        there = label_to_working_grid(label, scan, plan)
+        scores = torch.stack([(there == k).float() for k in range(plan.classes)])
+        back = from_working_grid(scores, scan, plan)
+        for k in np.unique(label[label > 0]):
+            overlap = 2 * ((back == k) & (label == k)).sum() / ((back == k).sum() + (label == k).sum())
+            assert overlap > 0.88, (case.id, int(k), overlap)
