@@ -100,6 +100,21 @@ def test_everything_that_the_generator_is_given_changes_the_image(generation, pa
         assert float((generator(*given) - generator(*other)).abs().max()) > 1e-4
 
 
+@pytest.mark.parametrize("block", [0, -1])
+def test_the_style_scales_and_shifts_every_block(generation, block):
+    generator, _, given = generation
+    generator.style_out.weight.data.zero_()
+    for part in ("scale", "shift"):
+        for other in generator.blocks:
+            other.style.weight.data.zero_()
+        layer = generator.blocks[block].style
+        half = slice(0, len(layer.bias) // 2) if part == "scale" else slice(len(layer.bias) // 2, None)
+        layer.weight.data[half].normal_(generator=rng(1))
+        changed = [given[0], given[1] + 1, *given[2:]]
+        with torch.no_grad():
+            assert float((generator(*given) - generator(*changed)).abs().max()) > 1e-4, part
+
+
 def test_samples_of_a_batch_do_not_influence_each_other(generation):
     generator, _, given = generation
     layout, style, noise, mixture, scale = given
