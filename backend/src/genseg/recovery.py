@@ -14,6 +14,9 @@ from genseg.schedule import Clock
 from genseg.state import RunState
 
 ATTEMPTS = 3  # at going back before the run gives up
+# Voxels that a shrunken patch keeps at the coarsest level. With 2 along the first axis, oneDNN 3.12's bf16 gradient of
+# a 3D convolution's weights is wrong (it reads memory that was never written).
+COARSEST = 3
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -35,11 +38,11 @@ class Recovery:
         plan = self.state.joint.plan
         coarsest = 2 ** (len(plan.filters) - 1)
         longest = plan.patch.index(max(plan.patch))
+        side = max(COARSEST * coarsest, plan.patch[longest] // 2 // coarsest * coarsest)
         smaller: dict[str, int | list[int]]
         if plan.batch > 1:
             smaller, what = {"batch": plan.batch // 2}, f"the batch is now {plan.batch // 2}"
-        elif plan.patch[longest] // 2 >= 2 * coarsest:
-            side = plan.patch[longest] // 2 // coarsest * coarsest
+        elif side < plan.patch[longest]:
             patch = [side if axis == longest else length for axis, length in enumerate(plan.patch)]
             smaller, what = {"patch": patch}, f"the patch is now {' x '.join(map(str, patch))}"
         else:
