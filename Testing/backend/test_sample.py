@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
 from genseg.errors import InputFaults, RunFailed
 from genseg.events import EventLog, Warning_
 from genseg.phantom import LABELS, SIZE, make_body

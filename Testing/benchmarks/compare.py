@@ -70,7 +70,9 @@ def table(out: Path, seeds: int) -> str:
         cells = " | ".join(f"{score:.3f}" for score in scores)
         spread = statistics.stdev(scores) if seeds > 1 else 0.0
         steps = round(statistics.mean(step for _, step in finished))
-        rows.append(f"| {data} | {labelled} | {method} | {cells} | {statistics.mean(scores):.3f} | {spread:.3f} | {steps} |")
+        rows.append(
+            f"| {data} | {labelled} | {method} | {cells} | {statistics.mean(scores):.3f} | {spread:.3f} | {steps} |"
+        )
     return "\n".join(rows)
 
 

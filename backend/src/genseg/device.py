@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import autocast
 
 from genseg.errors import RunFailed
 
@@ -37,8 +38,8 @@ class Device:
             return [24, 48, 96, 192, 256] if dims == 2 else [16, 32, 64, 128, 256]
         return [32, 64, 128, 256, 512, 512] if dims == 2 else [32, 64, 128, 256, 320]
 
-    def autocast(self, enabled: bool = True) -> torch.autocast:
-        return torch.autocast(self.torch.type, torch.bfloat16, enabled=enabled and self.precision == "bf16")
+    def autocast(self, enabled: bool = True) -> autocast:
+        return autocast(self.torch.type, torch.bfloat16, enabled=enabled and self.precision == "bf16")
 
 
 def find_device(wish: str = "auto") -> Device:

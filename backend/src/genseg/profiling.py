@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from rich.console import Console
 
-from genseg.methods.joint import META_EVERY, Stage
+from genseg.methods.joint import META_EVERY, Joint, Stage
 from genseg.schedule import LEVEL3_UNTIL, SYNTHETIC_FROM, stage_at
 from genseg.state import RunState
 
@@ -27,9 +28,8 @@ def compare_steps(state: RunState, console: Console) -> dict[str, float]:
     for round_ in range(ROUNDS):
         kinds: dict[str, Stage] = {"supervised": Stage(), "search": searching, "frozen": Stage(synthetic=True)}
         for kind, stage in kinds.items():
-            spent = _timed(
-                lambda stage=stage, at=round_: [joint.step(at * META_EVERY + i, stage) for i in range(META_EVERY)]
-            )
+            first = round_ * META_EVERY
+            spent = _timed(partial(_advance, joint, range(first, first + META_EVERY), stage))
             seconds[kind] += spent / META_EVERY / (ROUNDS - 1) if round_ else 0.0
     base = seconds["supervised"]
     ratios = {kind: spent / base for kind, spent in seconds.items()}
@@ -45,6 +45,11 @@ def compare_steps(state: RunState, console: Console) -> dict[str, float]:
     )
     console.print(f"mean over a whole training          {ratios['run']:.2f} x supervised")
     return ratios
+
+
+def _advance(joint: Joint, steps: range, stage: Stage) -> None:
+    for step in steps:
+        joint.step(step, stage)
 
 
 def _timed(work: Callable[[], object]) -> float:

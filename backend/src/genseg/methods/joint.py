@@ -180,7 +180,7 @@ class Joint:
 
     def _level3(self, s: Synthesis, step: int, stage: Stage) -> dict[str, float]:
         """min_A L(S'(A); D_val) with S' one step of level 2 ahead, in float32, on the smaller meta-patch."""
-        parameters = dict(self.segmenter.named_parameters())
+        parameters: Parameters = dict(self.segmenter.named_parameters())
         image, label = self._validation_batch(s, step, stage)
         gradient, validation = hypergradient(
             parameters,
@@ -222,8 +222,9 @@ class Joint:
 
     def _virtual_level1_loss(self, s: Synthesis, weights: Parameters, step: int, stage: Stage) -> Tensor:
         """L_G(G; A) on a small real batch."""
-        image, layout = s.meta_sampler.load(s.meta_sampler.draw(s.meta_batch, stream(self.seed, "virtual", step), stage.train))
-        noise = s.generator.draw_noise(s.meta_batch, s.meta_sampler.plan.patch, stream(self.seed, "virtual noise", step))
+        rng, rng_noise = (stream(self.seed, name, step) for name in ("virtual", "virtual noise"))
+        image, layout = s.meta_sampler.load(s.meta_sampler.draw(s.meta_batch, rng, stage.train))
+        noise = s.generator.draw_noise(s.meta_batch, s.meta_sampler.plan.patch, rng_noise)
         shares = one_hot(layout, s.layouts)
         fake = call(s.generator, weights, shares, style_of(image), noise, s.meta.mixture, s.meta.noise_log)
         return self._level1_loss(s, fake, image, shares, step)
