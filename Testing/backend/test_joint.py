@@ -41,7 +41,7 @@ def trained(state: RunState, iterations: int) -> list[Stage]:
         for _ in range(2):
             _pretrain_step(state, clock)
     for step in range(iterations):
-        stages.append(stage_at(step / iterations, step, len(state.joint.sampler.cases), settings))
+        stages.append(stage_at(step / iterations, step, state.prepared.study.patients, settings))
         _train_step(state, step / iterations)
     return stages
 
@@ -190,7 +190,18 @@ def test_genseg_moves_its_meta_parameters_and_freezes_them_at_the_end(data):
 
 def stages_of(labelled: int, method: str = "genseg", steps: int = 4000, **chosen: object) -> list[Stage]:
     settings = Settings(dataset=Path("d"), out=Path("o"), method=method, iterations=steps, **chosen)
-    return [stage_at(step / steps, step, labelled, settings) for step in range(steps)]
+    patients = [f"patient {number}" for number in range(labelled)]
+    return [stage_at(step / steps, step, patients, settings) for step in range(steps)]
+
+
+def test_the_scans_of_one_patient_are_held_out_together():
+    settings = Settings(dataset=Path("d"), out=Path("o"), iterations=1000)
+    patients = ["a", "a", "b", "c", "c", "c"]
+    stages = [stage_at(step / 1000, step, patients, settings) for step in range(1000)]
+    held_out = {tuple(stage.validation) for stage in stages if stage.level3}
+    assert held_out == {(0, 1), (2,), (3, 4, 5)}
+    alone = [stage_at(step / 1000, step, ["a", "a"], settings) for step in range(1000)]
+    assert all(stage.train is None and stage.validation == [0, 1] for stage in alone if stage.level3)
 
 
 @pytest.mark.parametrize("labelled", [2, 5, 40, 200])

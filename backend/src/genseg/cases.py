@@ -34,6 +34,11 @@ class Study(BaseModel):
     unlabeled: list[Case] = []
     test: list[Case] = []
 
+    @property
+    def patients(self) -> list[str]:
+        """The patient of each training case: its group, or the case itself where no group is given."""
+        return [case.id if case.group is None else f"group {case.group}" for case in self.training]
+
     def save(self, path: Path) -> None:
         write_json(path, self.model_dump(mode="json"))
 

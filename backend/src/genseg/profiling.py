@@ -20,8 +20,7 @@ def compare_steps(state: RunState, console: Console) -> dict[str, float]:
     `frozen` a step after it, `run` the mean over a whole training, pretraining left out.
     """
     joint = state.joint
-    labelled = len(joint.sampler.cases)
-    searching = stage_at(SYNTHETIC_FROM, 0, labelled, state.settings)
+    searching = stage_at(SYNTHETIC_FROM, 0, state.prepared.study.patients, state.settings)
     for group in joint.optimiser.param_groups:
         group["lr"] = 1e-6  # timing, not training
     seconds = {"supervised": 0.0, "search": 0.0, "frozen": 0.0}

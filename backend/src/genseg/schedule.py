@@ -22,6 +22,7 @@ class Clock:
     settings: Settings
     elapsed: float = 0.0  # seconds of training, pretraining included
     pretrain_seconds: float = 0.0
+    reported: float = 0.0  # `elapsed` when the curves last got a point
     _since: float = field(default_factory=time.monotonic)
 
     def tick(self) -> None:
@@ -66,10 +67,11 @@ def learning_rate(progress: float, step: int, scale: float) -> float:
     return LEARNING_RATE * scale * max(0.0, 1 - progress) ** 0.9 * min(1.0, (step + 1) / WARM_UP)
 
 
-def stage_at(progress: float, step: int, labelled: int, settings: Settings) -> Stage:
+def stage_at(progress: float, step: int, patients: list[str], settings: Settings) -> Stage:
     """What is at work. Level 3 holds a fold of the labelled scans out for some steps, then the next one.
 
-    With a single labelled scan nothing can be held out: its own, independently changed copies validate.
+    `patients` names each labelled scan's patient: all scans of one are held out together. With a
+    single patient nothing can be held out: independently changed copies validate.
     """
     if settings.method == "supervised" or progress < SYNTHETIC_FROM:
         return Stage()
@@ -77,15 +79,16 @@ def stage_at(progress: float, step: int, labelled: int, settings: Settings) -> S
         return Stage(synthetic=True)
     if settings.method == "separate" or settings.synthetic_weight == 0:
         return Stage(synthetic=True, level1=True)
-    if labelled == 1:
-        return Stage(synthetic=True, level1=True, level3=True, validation=[0])
-    folds = min(FOLDS, labelled)
-    held_out = step // WINDOW % folds
-    everything = range(labelled)
+    names = list(dict.fromkeys(patients))
+    everything = range(len(patients))
+    if len(names) == 1:
+        return Stage(synthetic=True, level1=True, level3=True, validation=list(everything))
+    folds = min(FOLDS, len(names))
+    held_out = set(names[step // WINDOW % folds :: folds])
     return Stage(
         synthetic=True,
         level1=True,
         level3=True,
-        train=[i for i in everything if i % folds != held_out],
-        validation=[i for i in everything if i % folds == held_out],
+        train=[i for i in everything if patients[i] not in held_out],
+        validation=[i for i in everything if patients[i] in held_out],
     )

@@ -22,6 +22,7 @@ from genseg.warmstart import start_from
 CHECKS = 5  # the first after a fifth of the training: from then on there is a usable model
 CHECKPOINT_SECONDS = 20.0
 METRIC_EVERY = 10  # steps
+METRIC_SECONDS = 2.0  # the same where steps are slow
 
 
 def train(settings: Settings, log: EventLog) -> int:
@@ -113,12 +114,12 @@ def fit(run: RunFolder, state: RunState, clock: Clock, log: EventLog) -> int:
             saved = clock.elapsed
         if stopped:
             return EXIT_STOPPED
-        if finished or due:
-            counters.checks += 1
-            if counters.checks < CHECKS:
-                check(run, state, log)
         if finished:
+            counters.checks = CHECKS
             return EXIT_OK
+        if due:
+            counters.checks = int(CHECKS * clock.share(counters.step) + 1e-9)  # a slow step may pass several
+            check(run, state, log)
         seen = _step(state, clock, pretraining, progress)
         if seen is None:
             recovery.make_smaller()
@@ -155,7 +156,7 @@ def _train_step(state: RunState, progress: float) -> dict[str, float]:
     rate = learning_rate(progress, counters.step, counters.rate_scale)
     for group in joint.optimiser.param_groups:
         group["lr"] = rate
-    stage = stage_at(progress, counters.step, len(joint.sampler.cases), state.settings)
+    stage = stage_at(progress, counters.step, state.prepared.study.patients, state.settings)
     seen = joint.step(counters.step, stage)
     counters.step += 1
     return seen | {"learning_rate": rate}
@@ -176,8 +177,9 @@ def _report(
     """Events of a step: not more than the curves need."""
     counters = state.counters
     step = counters.pretrain_step if pretraining else counters.step
-    if step % METRIC_EVERY and "loss/validation" not in seen:
+    if step % METRIC_EVERY and "loss/validation" not in seen and clock.elapsed - clock.reported < METRIC_SECONDS:
         return
+    clock.reported = clock.elapsed
     at = counters.step
     if not pretraining:
         for name, value in seen.items():
