@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all one needs. Both build the environment in .venv first.
-# Needs git, make and Python 3.11 or 3.12; on Windows use the commands in CONTRIBUTING.md.
+# Needs git, make and Python 3.11 or 3.12; on Windows use the commands in docs/CONTRIBUTING.md.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -74,7 +74,7 @@ schema: $(READY)
 # Every demo writes a new run folder; sample data are fetched once; DATA, LABELLED, UNLABELLED and BUDGET can be set.
 demo: $(READY)
 	GENSEG=$(BIN)/genseg DEMO="$(DEMO)" DATA="$(DATA)" LABELLED=$(LABELLED) UNLABELLED="$(UNLABELLED)" BUDGET=$(BUDGET) \
-		bash scripts/demo.sh
+		bash backend/demo.sh
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache backend/build backend/src/*.egg-info
