@@ -18,7 +18,7 @@ from torch import Tensor
 LIMIT = {
     "rotate": math.radians(30),  # angle, per axis in 3D two thirds of it
     "scale": 0.3,  # log of the common zoom; a third of it per axis on its own
-    "elastic": 0.08,  # displacement as a part of the patch
+    "elastic": 0.24,  # displacement as a part of the patch
     "brightness": 0.6,  # added, in SDs of the scan
     "contrast": 0.45,  # log of the factor about the sample's mean
     "gamma": 0.5,  # log of the exponent

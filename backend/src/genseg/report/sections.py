@@ -53,7 +53,8 @@ def pairs_section(run: RunView, limit: int) -> Html | None:
     explained = (
         "Each pair was made by the generator: a mask of a labelled scan was deformed, and an image was drawn to fit "
         "it. On the right, the real training scan that the image resembles most. Agreement is the Dice between the "
-        "mask and what the segmenter sees in the synthetic image; pairs with poor agreement are left out of training. "
+        "mask and what the segmenter sees in the synthetic image; a pair on which it agrees less than half as well as "
+        "on real training scans is left out of training. "
         "Likeness is the correlation with the nearest training scan; near 1 the image repeats a patient."
     )
     shown = f" {words.count(len(chosen), 'pair')} shown"
@@ -228,6 +229,8 @@ def _value(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
+    if value == []:
+        return "none"
     if isinstance(value, list) and all(isinstance(v, (int, float)) for v in value):
         return " × ".join(f"{v:.4g}" for v in value)
     if isinstance(value, list) and all(isinstance(v, list) for v in value):

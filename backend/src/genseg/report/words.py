@@ -50,7 +50,7 @@ def agreement(value: float) -> str:
     return (
         "fair: the segmenter finds part of what was drawn"
         if value >= 0.6
-        else "poor: the segmenter finds little of what was drawn"
+        else "low: the segmenter finds little of what was drawn"
     )
 
 
@@ -59,5 +59,5 @@ def similarity(value: float, near_copy: bool) -> str:
     if near_copy:
         return "almost a copy of this scan"
     if value >= 0.8:
-        return "much like this scan"
+        return "the same layout as this scan"
     return "resembles this scan" if value >= 0.5 else "clearly different from every training scan"
