@@ -18,14 +18,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest Testing/backend -n $(JOBS) --dist work
 
 DEMO := demo
 DATA ?=
-LABELLED ?= 3
+LABELLED ?=
 UNLABELLED ?=
 BUDGET ?= 5m
 
 .PHONY: help env system demo test quick lint format schema clean
 
 help:
-	@echo "make demo            train on $(LABELLED) labelled scans of a sample and show what comes out (10 minutes)"
+	@echo "make demo            train on 3 labelled scans of a sample and show what comes out (10 minutes)"
 	@echo "make demo DATA=path  the same with your own study"
 	@echo "make test            all tests"
 	@echo "make quick           the tests that do not train"
@@ -73,7 +73,7 @@ schema: $(READY)
 
 # Every demo writes a new run folder; sample data are fetched once; DATA, LABELLED, UNLABELLED and BUDGET can be set.
 demo: $(READY)
-	GENSEG=$(BIN)/genseg DEMO="$(DEMO)" DATA="$(DATA)" LABELLED=$(LABELLED) UNLABELLED="$(UNLABELLED)" BUDGET=$(BUDGET) \
+	GENSEG=$(BIN)/genseg DEMO="$(DEMO)" DATA="$(DATA)" LABELLED="$(LABELLED)" UNLABELLED="$(UNLABELLED)" BUDGET=$(BUDGET) \
 		bash backend/demo.sh
 
 clean:

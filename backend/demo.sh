@@ -5,7 +5,9 @@
 set -euo pipefail
 begin=$SECONDS
 study="$DATA"
-options=(--labelled "$LABELLED" --budget "$BUDGET")
+options=(--budget "$BUDGET")
+# Of a study of one's own all labelled scans are used, unless LABELLED says otherwise.
+if [ -z "$study" ] || [ -n "$LABELLED" ]; then options+=(--labelled "${LABELLED:-3}"); fi
 
 if [ -z "$study" ]; then
     study="$DEMO/hippocampus"
@@ -23,7 +25,7 @@ if [ -z "$study" ]; then
         fi
     fi
     # The phantom has 12 scans in all beside the test scans; of the hippocampi 20 are enough to look at.
-    if [ "$study" = "$DEMO/phantom" ]; then unlabelled=$((12 - LABELLED)); else unlabelled=20; fi
+    if [ "$study" = "$DEMO/phantom" ]; then unlabelled=$((12 - ${LABELLED:-3})); else unlabelled=20; fi
     unlabelled="${UNLABELLED:-$unlabelled}"
 else
     unlabelled="$UNLABELLED"

@@ -28,7 +28,7 @@ from genseg.augment import (
 )
 from genseg.methods.losses import one_hot
 from genseg.preprocess import WorkingCase
-from genseg.sampling import Sampler
+from genseg.sampling import Sampler, crop_to_grid
 
 SPATIAL = ("rotate", "scale", "elastic")
 INTENSITY = tuple(name for name in OPERATIONS if name not in SPATIAL)
@@ -303,3 +303,31 @@ def test_a_patch_larger_than_the_scan_keeps_it_whole_and_half_of_the_patches_sho
     seen = sampler.load_label(sampler.draw(40, rng(1)), UNCHANGED)
     shows = ((seen > 0) & (seen < plan.classes)).flatten(1).any(1)
     assert float(shows.float().mean()) > 0.5
+
+
+def test_sampling_from_the_part_a_patch_looks_at_equals_sampling_from_the_whole_scan(sampler):
+    """So a batch costs what its patches cost, also where a patch lies half outside the scan."""
+    plan, case = sampler.plan, sampler.cases[0]
+    image, label = (case.image[:, 0], case.label[0]) if plan.dims == 2 else (case.image, case.label)
+    size = torch.tensor(image.shape[1:])
+    inside = False
+    for seed, part in enumerate((0.5, 0.0, 1.0, 0.2)):
+        draw = draw_spatial((size * part + 0.3)[None], plan.mirror_axes, rng(seed))
+        small = [max(8, side // 4) for side in plan.patch]
+        grid = sampling_grid(draw, 0, tuple(image.shape[1:]), small, plan.spacing, REFERENCE)
+        window, within = crop_to_grid(image.shape[1:], grid)
+        cropped = image[(slice(None), *window)]
+        assert torch.allclose(sample_image(cropped, within), sample_image(image, grid), atol=1e-4)
+        differs = sample_label(label[window], within) != sample_label(label, grid)
+        assert differs.float().mean() < 0.005  # a voxel exactly between two may fall to either
+        inside |= cropped.numel() < image.numel()
+    assert inside
+
+
+def test_coordinates_stay_exact_under_autocast(sampler):
+    plan = sampler.plan
+    drawn = sampler.draw(1, rng(3)).spatial
+    shape = tuple(sampler.cases[0].image.shape[-plan.dims :])
+    exact = sampling_grid(drawn, 0, shape, plan.patch, plan.spacing, REFERENCE)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(sampling_grid(drawn, 0, shape, plan.patch, plan.spacing, REFERENCE), exact)

@@ -98,6 +98,19 @@ def test_reopening_a_whole_log_adds_no_empty_line(tmp_path):
     assert [events.parse_event(line) for line in path.read_text(encoding="ascii").splitlines()] == ONE_OF_EACH
 
 
+def test_a_warning_from_before_the_run_folder_follows_the_first_event_of_the_file(tmp_path):
+    log = events.EventLog()
+    log.warn("study_note", "No training mask shows tumour.")
+    log.emit(ONE_OF_EACH[1])
+    log.open(tmp_path / "events.jsonl")
+    log.emit(ONE_OF_EACH[0])
+    log.emit(ONE_OF_EACH[1])
+    log.close()
+    lines = (tmp_path / "events.jsonl").read_text(encoding="ascii").splitlines()
+    kinds = [events.parse_event(line).event for line in lines]
+    assert kinds == [ONE_OF_EACH[0].event, "warning", ONE_OF_EACH[1].event]
+
+
 def test_every_line_is_on_disk_and_with_the_listeners_before_emit_returns(tmp_path):
     heard = []
     log = events.EventLog([heard.append])

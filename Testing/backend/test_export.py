@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,13 @@ def monai_bundle(bundle: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+def in_float32(run: RunFolder) -> Predictor:
+    """The predictor in the bundle's precision: random weights leave near ties that bfloat16 decides otherwise."""
+    predictor = Predictor.load(run.path, "cpu")
+    predictor.device = replace(predictor.device, precision="fp32")
+    return predictor
+
+
 def exported(tmp_path: Path, name: str, normalisation: list[Normalisation] | None = None) -> tuple[RunFolder, Path]:
     run, _ = make_run(tmp_path / "run", name, normalisation)
     bundle = tmp_path / "Bündel mit Leerzeichen"
@@ -71,7 +79,7 @@ def run_and_compare(run: RunFolder, bundle: Path, images: Path, suffix: str) -> 
         *("run", "--config_file", "configs/inference.json", "--meta_file", "configs/metadata.json"),
         *("--dataset_dir", str(images), "--output_dir", str(results)),
     )
-    predictor = Predictor.load(run.path, "cpu")
+    predictor = in_float32(run)
     for image in images.iterdir():
         scan = read_scan([image])
         ours = predictor.segment(scan).labels
@@ -129,7 +137,7 @@ def test_channels_with_different_normalisation_in_separate_files_are_segmented_a
     monai_bundle(
         bundle, "run", "--config_file", "configs/inference.json", "--datalist", str([[str(file) for file in files]])
     )
-    predictor = Predictor.load(run.path, "cpu")
+    predictor = in_float32(run)
     theirs, _ = read_label(bundle / "predictions/hippocampus_334.nii.gz", study.labels)
     assert agreement(predictor.segment(read_scan(files)).labels, theirs) > 0.99
 

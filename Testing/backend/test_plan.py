@@ -159,6 +159,35 @@ def test_names_that_tell_left_from_right_forbid_mirroring(data):
     assert forbidden.mirror_axes == []
 
 
+def test_photographs_whose_labels_name_sides_are_not_mirrored(data):
+    study = read_study(data / "shenzhen")
+    case = draw(study, 1, None, 0).training[0]
+    scan, label = read_scan(case.images), read_label(case.label, study.labels)[0]
+    for name, axes in (("lung", [0, 1]), ("left lung", []), ("lung, right", []), ("bright spot", [0, 1])):
+        assert make_plan([scan], [label], LabelTable.from_names({255: name}), processor()).mirror_axes == axes
+
+
+@pytest.mark.parametrize("shape", [(7, 40, 40), (7, 16, 16), (10, 12, 20)])
+def test_small_volumes_keep_four_voxels_at_the_coarsest_level(data, shape):
+    """Below three, bf16 weight gradients of 3D convolutions are wrong on processors."""
+    study = read_study(data / "hippocampus")
+    case = draw(study, 1, None, 0).training[0]
+    scan, label = read_scan(case.images), read_label(case.label, study.labels)[0]
+    part = tuple(slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(label.shape, shape, strict=True))
+    small = Scan(scan.array[(slice(None), *part)], scan.geometry)
+    plan = make_plan([small], [label[part]], study.labels, processor())
+    assert min(plan.patch) // 2 ** (len(plan.filters) - 1) >= 4
+
+
+def test_phase_images_are_not_taken_for_ct(data):
+    study = read_study(data / "hippocampus")
+    case = draw(study, 1, None, 0).training[0]
+    scan, label = read_scan(case.images), read_label(case.label, study.labels)[0]
+    span = scan.array.max() - scan.array.min()
+    phase = Scan(np.round((scan.array - scan.array.min()) / span * 8190 - 4096).astype(np.float32), scan.geometry)
+    assert make_plan([phase], [label], study.labels, processor()).normalisation[0].kind == "zscore"
+
+
 def test_photographs_are_mirrored_along_both_axes(data):
     assert plan_of(data, "isic2017").mirror_axes == [0, 1]
 

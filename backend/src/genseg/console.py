@@ -133,6 +133,10 @@ class PeopleListener:
 
     def _finished(self, event: events.Finished) -> None:
         self.close()
+        if self._pairs["written"]:
+            copies = self._pairs["near copy"]
+            tail = f", {copies} of them nearly copies of a training image: do not share these" if copies else ""
+            self.say(f"Synthetic pairs written: {self._pairs['written']}{tail}.")
         if event.model is None:
             if event.status == 3:
                 again = 'go on with "genseg train --resume".'
@@ -140,10 +144,6 @@ class PeopleListener:
                     f"Stopped on request after {duration(event.seconds)}, before there was a model; {again}", "bold"
                 )
             return
-        if self._pairs["written"]:
-            copies = self._pairs["near copy"]
-            tail = f", {copies} of them nearly copies of a training image" if copies else ""
-            self.say(f"Synthetic pairs written: {self._pairs['written']}{tail}.")
         if self._predicted:
             self.say(f"Cases predicted: {len(self._predicted)}.")
         how = "Stopped on request" if event.status == 3 else "Done"

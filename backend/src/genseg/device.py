@@ -43,9 +43,12 @@ class Device:
 
 
 def find_device(wish: str = "auto") -> Device:
-    """'auto' takes CUDA, then Apple's GPU, then the processor. A device asked for by name must be there."""
+    """'auto' takes CUDA, else the processor; Apple's GPU lacks 3D operations and is taken only by name.
+
+    A device asked for by name must be there.
+    """
     if wish == "auto":
-        wish = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        wish = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(wish)
         torch.zeros(1, device=device)

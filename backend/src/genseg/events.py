@@ -132,6 +132,7 @@ class EventLog:
     def __init__(self, listeners: list[Callable[[Event], None]] | None = None):
         self.listeners = listeners or []
         self._file: Any = None
+        self._early: list[Event] = []  # warnings from before there was a file
 
     def open(self, path: Path) -> None:
         """Append from now on to `path`, ending a line that a killed process left unfinished."""
@@ -143,8 +144,13 @@ class EventLog:
 
     def emit(self, event: Event) -> None:
         if self._file is not None:
-            self._file.write(to_line(event) + "\n")
+            # Behind the first event of the file (`started`), what was warned of before there was a file.
+            for entry in [event, *self._early]:
+                self._file.write(to_line(entry) + "\n")
+            self._early = []
             self._file.flush()
+        elif isinstance(event, Warning_):
+            self._early.append(event)
         for listener in self.listeners:
             listener(event)
 

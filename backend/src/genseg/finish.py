@@ -77,7 +77,9 @@ def _write_pairs(run: RunFolder, state: RunState, log: EventLog) -> None:
 def _evaluate(run: RunFolder, state: RunState, log: EventLog) -> None:
     """Score the predictions of the test scans that have a reference."""
     study = state.prepared.study
-    cases = [case for case in study.test if case.label is not None]
+    cases = [case for case in study.test if case.label is not None] if run.predictions_index.exists() else []
     scores, _ = evaluate_cases(cases, study.labels, by_files(run.predictions, study.labels), log) if cases else ([], [])
+    if len(scores) < len(cases):
+        log.warn("not_evaluated", f"{len(cases) - len(scores)} of {len(cases)} test scans could not be evaluated.")
     if scores:
         write_json(run.metrics, {"test": summarise(scores)})

@@ -80,11 +80,12 @@ class Predictor:
                     sw_device=self.device.torch, device=torch.device("cpu"),
                 )  # fmt: skip
             assert isinstance(logits, Tensor)
-            one = logits.float().softmax(1)
+            one = torch.softmax(logits, 1, dtype=torch.float32)
+            del logits  # a stack of all classes is the largest thing in memory
             one = one.flip(axes) if axes else one
             total, count = one if total is None else total.add_(one), count + 1
         assert total is not None
-        mean = total / count
+        mean = total.div_(count)
         return mean[0] if self.plan.dims == 3 else mean.transpose(0, 1)
 
 

@@ -7,6 +7,8 @@ from genseg.labels import LabelTable
 
 _EXAMPLE = 'Write for example "labels": {"0": "background", "1": "tumour"}.'
 
+MOST_LABELS = 250  # background included; a layout adds its grey levels and must fit into 8 bits
+
 
 def read_table(labels: Any, faults: list[Fault]) -> LabelTable | None:
     """Build the label table; appends a fault for everything wrong and returns None where there is no table."""
@@ -32,6 +34,10 @@ def read_table(labels: Any, faults: list[Fault]) -> LabelTable | None:
             names[value] = name
         except ValueError as error:
             faults.append(Fault("bad_label_table", "study", str(error), _EXAMPLE))
+    if len(names) > MOST_LABELS:
+        rule = f"A study may have at most {MOST_LABELS} labels, but this one has {len(names)}."
+        faults.append(Fault("too_many_labels", "study", rule, "Leave out labels, or split the study."))
+        return None
     try:
         return LabelTable.from_names(names, colors, terminologies)
     except ValueError:  # a structure that is itself called "background"

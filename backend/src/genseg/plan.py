@@ -1,6 +1,7 @@
 """The plan: every number that is derived from the scans and the device instead of being asked for."""
 
 import math
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,10 @@ from genseg.runfolder import read_json, write_json
 THICK_SLICES = 3.0  # spacing ratio from which a volume is a stack of slices and not a block of tissue
 FEW_SLICES = 8.0  # the same, told by the voxel counts where the header has lost the spacing
 LABEL_SURVIVAL = 0.95  # Dice that every structure must keep when brought to the working grid and back
+CT_DARKEST = (-3100.0, -500.0)  # HU
+NARROWEST_WINDOW = 50.0  # HU; where the structures' own values span less, the window is that of soft tissue
+SOFT_TISSUE = (-200.0, 300.0)  # HU
+SIDES = ("left", "right", "links", "rechts", "l", "r")
 MARGIN = 1.2  # the scans still to come may be larger than the few labelled ones
 COARSENING = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 
@@ -95,7 +100,7 @@ def make_plan(scans: list[Scan], labels: list[np.ndarray], table: LabelTable, de
         patch=patch,
         batch=device.batch(dims),
         normalisation=_normalisation(scans, labels, physical, notes),
-        mirror_axes=_mirror_axes(dims, physical),
+        mirror_axes=_mirror_axes(dims, physical, table, notes),
         filters=filters,
         kernels=[3] * len(filters),
         strides=[1] + [2] * (len(filters) - 1),
@@ -168,7 +173,8 @@ def _patch(shapes: np.ndarray, voxels: int, margin: float) -> list[int]:
     want = shapes.max(axis=0) * margin
     while np.prod(want) > voxels * 1.1:
         want = np.where(want == want.max(), want.max() * 0.95, want)
-    return [_multiple(side, 16 if side > 40 else 8) for side in want]
+    # At least 16: with three levels that leaves four voxels at the coarsest, and bf16 is wrong below three there.
+    return [max(16, _multiple(side, 16 if side > 40 else 8)) for side in want]
 
 
 def _multiple(side: float, of: int) -> int:
@@ -188,21 +194,37 @@ def _filters(patch: list[int], dims: int, device: Device) -> list[int]:
 def _normalisation(
     scans: list[Scan], labels: list[np.ndarray], physical: bool, notes: list[str]
 ) -> list[Normalisation]:
-    """CT is told by air: one channel in whole numbers whose darkest values lie about -1000 HU."""
+    """CT is told by air: one channel whose darkest voxels are those of air or of the padding around a CT."""
     first = scans[0].array
-    is_ct = physical and first.shape[0] == 1 and all(np.percentile(s.array[:, ::2], 0.5) < -500 for s in scans)
+    is_ct = physical and first.shape[0] == 1 and all(_has_air(scan.array) for scan in scans)
     if not is_ct:
         return [Normalisation() for _ in range(first.shape[0])]
     tissue = np.concatenate([scan.array[0][label > 0][::7] for scan, label in zip(scans, labels, strict=True)])
     low, high = (float(v) for v in np.percentile(tissue, [0.5, 99.5]))
+    if high - low < NARROWEST_WINDOW:
+        low, high = SOFT_TISSUE
     clipped = np.clip(tissue, low, high)
     notes.append(f"The scans are CT; intensities are windowed to {low:.0f} to {high:.0f} HU.")
     return [Normalisation(kind="ct", low=low, high=high, mean=float(clipped.mean()), std=float(clipped.std()) or 1.0)]
 
 
-def _mirror_axes(dims: int, physical: bool) -> list[int]:
-    """Photographs may be mirrored; a body has sides, and learning mirrored ones costs a short training accuracy."""
-    return [] if physical else list(range(dims))
+def _has_air(array: np.ndarray) -> bool:
+    """Whether the darkest half percent lies between the padding that scanners write (-3024) and air."""
+    return bool(CT_DARKEST[0] <= np.percentile(array[:, ::2], 0.5) <= CT_DARKEST[1])
+
+
+def _mirror_axes(dims: int, physical: bool, table: LabelTable, notes: list[str]) -> list[int]:
+    """Photographs may be mirrored, unless a label's name tells left from right.
+
+    A body in a volume has sides, and learning mirrored ones costs a short training accuracy.
+    """
+    if physical:
+        return []
+    names = " ".join(label.name.lower() for label in table.structures)
+    if any(side in re.split(r"[^a-z]+", names) for side in SIDES):
+        notes.append("Label names tell left from right, so images are never mirrored.")
+        return []
+    return list(range(dims))
 
 
 def _memory_mb(patch: list[int], batch: int, filters: list[int], channels: int) -> int:

@@ -49,6 +49,7 @@ def predict_cases(
             entry = _predict_case(predictor, case, out, suffixes, tta)
         except UnusableImage as error:
             faults.append(Fault(error.code, case.id, error.rule, error.remedy))
+            drop_from_index(out, case.id)
             log.emit(Error(code=error.code, message=error.rule, remedy=error.remedy, case=case.id))
         else:
             entry |= {"split": split, "step": step}
@@ -155,6 +156,13 @@ def update_index(folder: Path, entries: list[dict[str, Any]]) -> None:
     before = read_json(path)["cases"] if path.exists() else []
     merged = {entry["case"]: entry for entry in [*before, *entries]}
     write_json(path, {"cases": list(merged.values())})
+
+
+def drop_from_index(folder: Path, case: str) -> None:
+    """Forget an older prediction of a case that cannot be predicted any more."""
+    path = folder / INDEX
+    if path.exists():
+        write_json(path, {"cases": [entry for entry in read_json(path)["cases"] if entry["case"] != case]})
 
 
 def by_model(predictor: Predictor, tta: bool = True) -> Callable[[Case], tuple[np.ndarray, Geometry]]:

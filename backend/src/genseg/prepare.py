@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from genseg.cases import Case, Study, draw
 from genseg.check import check_study
@@ -60,7 +61,9 @@ def load(study: Study, plan: Plan | None, device: Device, log: EventLog) -> Prep
     labelled = []
     for number, (case, (scan, label)) in enumerate(zip(study.training, pairs, strict=True), start=1):
         image = to_working_grid(scan, plan)
-        layout = layout_of(image, label_to_working_grid(label, scan, plan), plan.classes)
+        working = label_to_working_grid(label, scan, plan)
+        _warn_of_vanished(case, label, working, study, log)
+        layout = layout_of(image, working, plan.classes)
         labelled.append(WorkingCase(case.id, image.to(device.torch), layout.to(device.torch)))
         log.emit(Progress(phase="prepare", step=number, total=len(pairs)))
     step = max(1, len(study.unlabeled) // STYLE_SCANS)
@@ -68,6 +71,18 @@ def load(study: Study, plan: Plan | None, device: Device, log: EventLog) -> Prep
     images = _read_all(styles, lambda case: to_working_grid(read_scan(case.images), plan).to(device.torch))
     unlabelled = [WorkingCase(case.id, image, None) for case, image in zip(styles, images, strict=True)]
     return Prepared(study, plan, device, labelled, unlabelled)
+
+
+def _warn_of_vanished(case: Case, label: np.ndarray, working: Tensor, study: Study, log: EventLog) -> None:
+    """Say which structures are too small for the working grid: the network never sees them in this scan."""
+    lost = set(np.unique(label).tolist()) - set(working.unique().tolist()) - {0}
+    if lost:
+        names = ", ".join(study.labels.labels[index].name for index in sorted(lost))
+        log.warn(
+            "structure_vanished",
+            f"{case.id}: on the grid the network works on, nothing is left of {names}.",
+            "Label it where it is larger, or leave the scan out.",
+        )
 
 
 def _read_all(cases: list[Case], read: Callable[[Case], T]) -> list[T]:

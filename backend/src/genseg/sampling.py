@@ -1,6 +1,6 @@
 """Batches from scans in memory: one interpolation from the whole scan straight into the patch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,12 +100,28 @@ class Sampler:
             image, label = self._arrays(index, slice_)
             spatial = draw.spatial.to(image.device)
             grid = sampling_grid(spatial, i, image.shape[1:], self.plan.patch, self.plan.spacing, strength)
-            yield image, label, grid
+            window, grid = crop_to_grid(image.shape[1:], grid)
+            yield image[(slice(None), *window)], label[window], grid
 
     def _arrays(self, index: int, slice_: int) -> tuple[Tensor, Tensor]:
         case = self.cases[index]
         image, label = case.image, case.label if case.label is not None else case.image[0]
         return (image[:, slice_], label[slice_]) if self.plan.dims == 2 else (image, label)
+
+
+def crop_to_grid(shape: Sequence[int], grid: Tensor) -> tuple[tuple[slice, ...], Tensor]:
+    """The part of a scan of `shape` that a sampling grid [1, *patch, d] looks at, and the grid within that part.
+
+    So that sampling costs what the patch costs, however large the scan is. One voxel is left around
+    for interpolation; what lies outside the scan stays outside.
+    """
+    size = torch.tensor(list(shape), device=grid.device)
+    position = (grid.flip(-1) + 1) * size / 2 - 0.5  # voxels, array order
+    flat = position.detach().flatten(0, -2)
+    low = (flat.amin(0).floor().long() - 1).clamp_min(0).minimum(size - 1)
+    high = (flat.amax(0).ceil().long() + 2).clamp_min(1).minimum(size).maximum(low + 1)
+    window = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
+    return window, ((position - low + 0.5) * 2 / (high - low) - 1).flip(-1)
 
 
 def _foreground(case: WorkingCase, classes: int) -> list[Tensor]:

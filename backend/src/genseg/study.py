@@ -11,7 +11,7 @@ from genseg.errors import Fault, InputFaults
 from genseg.imagefile import SUFFIXES, UnusableImage, stem_of, suffix_of
 from genseg.imageio import read_label_names
 from genseg.labels import LabelTable
-from genseg.labeltable import read_table
+from genseg.labeltable import MOST_LABELS, read_table
 
 __all__ = ["Case", "Study", "StudyFacts", "check_disk", "check_study", "draw", "read_study"]
 
@@ -270,7 +270,7 @@ class _Reader:
                     names[value if value not in names else max(names) + 1] = name
                 elif name == f"label {value}":
                     names.setdefault(value, name)
-        if len(names) > 255:
+        if len(names) > MOST_LABELS:
             self.fault(
                 "too_many_labels",
                 "study",

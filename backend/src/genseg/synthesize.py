@@ -152,6 +152,6 @@ def synthesize(run: Path, count: int, out: Path, device: str, seed: int, log: Ev
     state = build_state(prepare_again(folder, settings, log), settings)
     state.load(folder.last)
     for number in range(count):
-        write_pairs(state, 1, out, log, seed=seed + number, first=number)
+        write_pairs(state, 1, out, log, seed=seed * 100_003 + number, first=number)
         log.emit(Progress(phase="predict", step=number + 1, total=count))
     return count

@@ -49,7 +49,8 @@ class StylePool:
 
     def __init__(self, cases: list[WorkingCase], plan: Plan, seed: int):
         sampler = Sampler(cases, plan)
-        self.styles = torch.stack([self._style(sampler, i, seed) for i in range(len(cases))])
+        # On the CPU, where the random numbers are drawn; `synthesise` brings a batch to the device.
+        self.styles = torch.stack([self._style(sampler, i, seed) for i in range(len(cases))]).cpu()
         spread = self.styles.std(0, unbiased=False) if len(cases) > 1 else torch.zeros_like(self.styles[0])
         self.spread = spread.clamp_min(0.1)
 

@@ -177,14 +177,16 @@ def _panels(curves: dict[str, Points]) -> list[Panel]:
         Panel("Error of the segmenter", "loss", pick("loss/real", "loss/synthetic", "loss/validation"),
               "Should fall and then level off. If it falls on real scans but rises on held-back scans, the model "
               "learns by heart: more labelled scans would help."),
-        Panel("Overlap on held-back scans", "Dice", pick("dice/validation"),
-              "Should rise towards 1. Where it is still rising at the end, a longer run would pay.", (0.0, 1.0)),
+        Panel("Overlap on scans held back for a while", "Dice", pick("dice/validation"),
+              "On labelled scans that were left out for the last 20 steps but trained on before; with a single "
+              "labelled scan, on changed copies of it. So it flatters: only test scans tell how good the model is. "
+              "Where it is still rising at the end, a longer run would pay.", (0.0, 1.0)),
         Panel("Generator against discriminator", "loss", pick("loss/generator", "loss/discriminator"),
               "The two work against each other: neither should run to zero or grow without end."),
         Panel("Trust in synthetic scans", "weight", pick("meta/synthetic_weight"),
               "Learned: how much an error on a synthetic scan counts against one on a real scan (1 is the same)."),
-        Panel("Share of synthetic scans", "share of a batch", pick("meta/synthetic_share"),
-              "Learned: 0 is real scans only, 1 synthetic scans only.", (0.0, 1.0)),
+        Panel("Share of steps with synthetic scans", "share of steps", pick("meta/synthetic_share"),
+              "Learned: how many of the steps see synthetic scans beside the real ones.", (0.0, 1.0)),
     ]  # fmt: skip
 
 
@@ -195,9 +197,7 @@ def _strengths(strengths: dict[str, Points]) -> Html:
         [name.replace("_", " "), number(points[0][1]), number(points[-1][1]), sparkline(points, bounds, name)]
         for name, points in sorted(strengths.items())
     ]
-    text = (
-        "Learned: how strongly each kind of change is applied to the scans while training. All lines share one scale."
-    )
+    text = "Learned: how strongly each kind of change is applied to the synthetic scans. All lines share one scale."
     return tag("div", tag("h3", "Strength of the augmentation"), tag("p", text),
                table(["change", "start", "end", "course"], rows))  # fmt: skip
 
