@@ -97,6 +97,25 @@ def test_a_case_that_cannot_be_read_is_reported_with_rule_and_remedy_and_the_oth
     assert [entry["case"] for entry in read_json(tmp_path / "out/index.json")["cases"]] == [SCANS[1]]
 
 
+@pytest.mark.parametrize("said", ["DefaultCPUAllocator: can't allocate memory", "CUDA out of memory."])
+def test_a_scan_too_large_for_the_memory_is_a_fault_of_its_own_and_its_older_prediction_is_forgotten(
+    tmp_path, hippocampus, monkeypatch, said
+):
+    _, predictor = hippocampus
+    predict_cases(predictor, [case(SCANS[0])], tmp_path, EventLog())
+    segment = Predictor.segment
+
+    def short_of_memory(self, scan, tta=True):
+        if scan.array.shape[1:] == read_scan(case(SCANS[0]).images).array.shape[1:]:
+            raise RuntimeError(said)
+        return segment(self, scan, tta)
+
+    monkeypatch.setattr(Predictor, "segment", short_of_memory)
+    faults = predict_cases(predictor, [case(name) for name in SCANS], tmp_path, EventLog())
+    assert [(fault.code, fault.case) for fault in faults] == [("out_of_memory", SCANS[0])]
+    assert [entry["case"] for entry in read_json(tmp_path / "index.json")["cases"]] == [SCANS[1]]
+
+
 def test_a_second_prediction_replaces_the_entry_of_its_case_and_keeps_the_others(tmp_path, hippocampus):
     _, predictor = hippocampus
     events_of(predictor, [case(name) for name in SCANS], tmp_path, "unlabeled", step=1)

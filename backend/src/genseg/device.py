@@ -68,6 +68,14 @@ def find_device(wish: str = "auto") -> Device:
     return Device(device, _processor_name(), None, "bf16" if has_fast_bf16() else "fp32")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Graphics cards raise a type of their own; the processor's allocator a RuntimeError with these words."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 def has_fast_bf16() -> bool:
     """Whether the processor multiplies bfloat16 natively; emulated bf16 is slower than float32."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from genseg.device import is_out_of_memory
 from genseg.errors import Fault, InputFaults
 from genseg.events import Error, EventLog, Prediction, Progress
 from genseg.imagefile import DICOM_SUFFIXES, PHOTO_SUFFIXES, UnusableImage, stem_of, suffix_of
@@ -46,7 +47,7 @@ def predict_cases(
         if stopped is not None and stopped():
             break
         try:
-            entry = _predict_case(predictor, case, out, suffixes, tta)
+            entry = _predict_within_memory(predictor, case, out, suffixes, tta)
         except UnusableImage as error:
             faults.append(Fault(error.code, case.id, error.rule, error.remedy))
             drop_from_index(out, case.id)
@@ -75,6 +76,22 @@ def _shown_path(path: Path) -> str:
     run = path.parent.parent
     inside = (run / "settings.json").exists()
     return (path.relative_to(run) if inside else path.absolute()).as_posix()
+
+
+def _predict_within_memory(
+    predictor: Predictor, case: Case, out: Path, formats: Sequence[str] | None, tta: bool
+) -> dict[str, Any]:
+    """As `_predict_case`; where memory runs out it is UnusableImage, so that the other cases go on."""
+    try:
+        return _predict_case(predictor, case, out, formats, tta)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UnusableImage(
+            "out_of_memory",
+            "The memory does not suffice to segment this scan.",
+            "Close other programs, crop the scan, or predict it on a machine with more memory.",
+        ) from error
 
 
 def _predict_case(

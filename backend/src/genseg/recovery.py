@@ -19,14 +19,6 @@ ATTEMPTS = 3  # at going back before the run gives up
 COARSEST = 3
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Graphics cards raise a type of their own; the processor's allocator a RuntimeError with these words."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-
-
 class Recovery:
     """Goes on with less memory, or goes back to the last good checkpoint."""
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from rich.console import Console
 
 from genseg import __version__
+from genseg.device import is_out_of_memory
 from genseg.errors import EXIT_OK, EXIT_STOPPED, RunFailed
 from genseg.events import EventLog, Finished, Metric, Planned, Progress, Started
 from genseg.finish import check, finish
 from genseg.prepare import prepare, prepare_again, versions
-from genseg.recovery import Recovery, is_out_of_memory
+from genseg.recovery import Recovery
 from genseg.runfolder import RunFolder
 from genseg.schedule import Clock, learning_rate, stage_at
 from genseg.settings import Settings
