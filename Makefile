@@ -20,7 +20,7 @@ DEMO := demo
 DATA ?=
 LABELLED ?=
 UNLABELLED ?=
-BUDGET ?= 5m
+BUDGET ?= 7m
 
 .PHONY: help env system demo test quick lint format schema clean
 
