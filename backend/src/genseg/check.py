@@ -18,6 +18,7 @@ from genseg.errors import Fault, InputFaults
 from genseg.imagefile import UnusableImage
 from genseg.imageio import Scan, grid_difference, not_finite, read_label, read_scan
 from genseg.labels import LabelTable
+from genseg.wording import times
 
 Split = Literal["training", "unlabeled", "test"]
 _SPLITS: tuple[Split, ...] = ("training", "unlabeled", "test")
@@ -168,7 +169,7 @@ def _check_scan(finding: _Finding, scan: Scan, study: Study) -> None:
     if min(geometry.shape) == 1:
         finding.fault(
             "thin_volume",
-            f"A scan must be more than one voxel wide, but it has {_times(geometry.shape)} voxels.",
+            f"A scan must be more than one voxel wide, but it has {times(geometry.shape)} voxels.",
             "Take the case out of the study.",
         )
     if scan.stacked and len(scan.array) != len(study.channels):
@@ -315,7 +316,3 @@ def _where(findings: list[_Finding]) -> str:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _times(numbers: tuple) -> str:
-    return " × ".join(f"{number:g}" for number in numbers)

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from genseg import events
+from genseg.wording import duration
 
 PHASES = {
     "prepare": "Reading the scans",
@@ -23,16 +24,6 @@ PHASES = {
 }
 _LINES_PER_PHASE = 10  # plain lines where there is no terminal
 _SHOWN_METRIC = "dice/validation"
-
-
-def duration(seconds: float) -> str:
-    """Seconds ≥ 0 → '45 s', '4 min 20 s', '1 h 10 min'."""
-    seconds = round(max(seconds, 0))
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
 def volumes(prediction: events.Prediction) -> str:

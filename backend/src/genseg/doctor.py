@@ -146,31 +146,23 @@ def bf16_speedup(device: str) -> float | None:
 def _devices() -> list[Device]:
     import torch
 
-    found = []
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        name, device = torch.cuda.get_device_name(index), f"cuda:{index}"
-        speedup = bf16_speedup(device)
-        found.append(
-            Device(
-                id=device,
-                name=name,
-                total_memory=total,
-                free_memory=free,
-                bf16=speedup is not None,
-                bf16_speedup=speedup,
-            )
-        )
     total, free = memory()
-    others = [("mps", "Apple GPU")] if torch.backends.mps.is_available() else []
-    for device, name in [*others, ("cpu", processor_name())]:
+    kinds = []
+    for index in range(torch.cuda.device_count()):
+        card_free, card_total = torch.cuda.mem_get_info(index)
+        kinds.append((f"cuda:{index}", torch.cuda.get_device_name(index), card_total, card_free))
+    if torch.backends.mps.is_available():
+        kinds.append(("mps", "Apple GPU", total, free))
+    kinds.append(("cpu", processor_name(), total, free))
+    found = []
+    for device, name, device_total, device_free in kinds:
         speedup = bf16_speedup(device)
         found.append(
             Device(
                 id=device,
                 name=name,
-                total_memory=total,
-                free_memory=free,
+                total_memory=device_total,
+                free_memory=device_free,
                 bf16=speedup is not None,
                 bf16_speedup=speedup,
             )

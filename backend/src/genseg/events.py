@@ -5,7 +5,6 @@ The models below are the schema; docs/events.schema.json is generated from them
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -166,12 +165,6 @@ class EventLog:
 def to_line(event: Event) -> str:
     """Event → one line of ASCII JSON, without the newline."""
     return json.dumps(event.model_dump(mode="json"), ensure_ascii=True)
-
-
-def print_line(event: Event) -> None:
-    """Listener for programs: the event as a JSON line on stdout, flushed."""
-    sys.stdout.write(to_line(event) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

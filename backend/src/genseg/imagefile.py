@@ -11,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from genseg.intact import Damaged, check_intact
+from genseg.wording import times
 
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -132,14 +133,10 @@ def _unstacked(image: sitk.Image, path: Path) -> list[sitk.Image]:
     if steps > MANY_FRAMES or len(size) > 4:
         raise UnusableImage(
             "four_dimensional",
-            f"A scan must have two or three dimensions, but {path.name} holds {steps} volumes ({_times(size)}).",
+            f"A scan must have two or three dimensions, but {path.name} holds {steps} volumes ({times(size)}).",
             "Save the time point you want to segment as a file of its own.",
         )
     return [image[:, :, :, i] for i in range(steps)]
-
-
-def _times(numbers: tuple) -> str:
-    return " × ".join(f"{number:g}" for number in numbers)
 
 
 def _explained(path: Path, error: Exception) -> UnusableImage:

@@ -23,6 +23,7 @@ from genseg.imagefile import (
 from genseg.labels import LabelTable
 from genseg.runfolder import replacing
 from genseg.segnrrd import segment_names, segment_values, segmentation_metadata
+from genseg.wording import times
 
 __all__ = [
     "DICOM_SUFFIXES", "MANY_FRAMES", "PHOTO_SUFFIXES", "SUFFIXES", "Geometry", "Scan", "UnusableImage",
@@ -236,12 +237,12 @@ def grid_difference(a: Geometry, b: Geometry) -> str | None:
     The order and direction of the axes in the file do not matter. Photos have no place in space: only sizes count.
     """
     if a.shape != b.shape:
-        return f"{_times(a.shape)} voxels instead of {_times(b.shape)}"
+        return f"{times(a.shape)} voxels instead of {times(b.shape)}"
     if not (a.physical and b.physical):
         turned = any(g.physical and g.orientation != g.canonical for g in (a, b))
         return "a photo does not say how it lies in this scan" if turned and a.physical != b.physical else None
     if not np.allclose(a.array_spacing, b.array_spacing, rtol=1e-3, atol=0):
-        return f"spacing {_times(a.array_spacing)} mm instead of {_times(b.array_spacing)} mm"
+        return f"spacing {times(a.array_spacing)} mm instead of {times(b.array_spacing)} mm"
     if len(a.size) != len(b.size):
         return None  # a plane in 2D has no place in 3D to compare
     (origin_a, direction_a), (origin_b, direction_b) = _placement(a), _placement(b)
@@ -251,10 +252,6 @@ def grid_difference(a: Geometry, b: Geometry) -> str | None:
     if not np.allclose(origin_a, origin_b, rtol=0, atol=tolerance):
         return f"it is shifted by {float(np.max(np.abs(origin_a - origin_b))):.3g} mm"
     return None
-
-
-def _times(numbers: tuple) -> str:
-    return " × ".join(f"{number:g}" for number in numbers)
 
 
 def _placement(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:

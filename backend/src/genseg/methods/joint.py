@@ -134,8 +134,7 @@ class Joint:
         label = label_of(layout, self.plan.classes)
         with self.device.autocast():
             logits = self.segmenter(image)
-        final = logits[:, 0] if logits.ndim > label.ndim + 1 else logits
-        kept = (dice_agreement(final.detach(), label) >= GATE * self.agreement).float()
+        kept = (dice_agreement(_finest(logits.detach(), label), label) >= GATE * self.agreement).float()
         loss = (deep_segmentation_loss(logits, label) * kept).mean()
         (s.meta.weight().detach() * loss).backward()
         return {"loss/synthetic": float(loss.detach()), "synthetic/kept": float(kept.mean())}
@@ -241,5 +240,9 @@ class Joint:
         return logits[:, 0] if logits.ndim > image.ndim else logits
 
     def _follow_agreement(self, logits: Tensor, label: Tensor) -> None:
-        final = logits[:, 0] if logits.ndim > label.ndim + 1 else logits
-        self.agreement.lerp_(dice_agreement(final, label).mean(), 0.05)
+        self.agreement.lerp_(dice_agreement(_finest(logits, label), label).mean(), 0.05)
+
+
+def _finest(logits: Tensor, label: Tensor) -> Tensor:
+    """[n, heads, K, *patch] of deep supervision → its finest head [n, K, *patch]; plain logits as they are."""
+    return logits[:, 0] if logits.ndim > label.ndim + 1 else logits

@@ -9,6 +9,7 @@ from genseg.report import words
 from genseg.report.cards import least_sure_first
 from genseg.report.html import Html, named, number, tag
 from genseg.report.reading import RunView
+from genseg.wording import duration
 
 METHODS = {
     "genseg": "a generator of synthetic scans and a segmenter were trained together",
@@ -57,7 +58,7 @@ def _tiles(run: RunView) -> Html:
     if run.study:
         tiles.append(("labelled scans learned from", str(len(run.study.training))))
     if run.seconds is not None:
-        tiles.append(("time at work", words.duration(run.seconds)))
+        tiles.append(("time at work", duration(run.seconds)))
     found = judged(run)
     if found:
         where = "test scans" if found[0] == "test" else "held-back labelled scans"

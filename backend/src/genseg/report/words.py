@@ -1,16 +1,6 @@
 """Numbers said in words that a clinician can act on."""
 
 
-def duration(seconds: float) -> str:
-    """Seconds → '42 s', '4 min 5 s', '2 h 10 min'."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
 def count(n: int, noun: str) -> str:
     """1 scan, 2 scans."""
     return f"{n} {noun}{'' if n == 1 else 's'}"
