@@ -55,7 +55,12 @@ def prepared(data: Path, name: str, labelled: int = 2, unlabelled: int = 2, prec
 
 def built(ready: Prepared, method: str = "genseg", seed: int = 0, **chosen: object) -> RunState:
     settings = Settings(dataset=Path("study"), out=Path("run"), method=method, seed=seed, iterations=100, **chosen)
-    return build_state(ready, settings)
+    state = build_state(ready, settings)
+    if state.joint.synthesis is not None:
+        shapes = state.joint.synthesis.sources.shapes
+        for _ in range(min(2, shapes.missing)):
+            shapes.find()
+    return state
 
 
 def searching(labelled: int) -> Stage:
@@ -112,6 +117,8 @@ def widen(joint: Joint) -> Joint:
             entries.update({k: v.double() for k, v in entries.items() if k != "step"})
     for case in {id(c): c for c in joint.sampler.cases + s.meta_sampler.cases}.values():
         case.image = case.image.double()
-    s.pool.styles, s.pool.spread = s.pool.styles.double(), s.pool.spread.double()
+    styles, shapes = s.sources.styles, s.sources.shapes
+    styles.styles, styles.spread = styles.styles.double(), styles.spread.double()
+    shapes.maps = [found.double() for found in shapes.maps]
     joint.agreement = joint.agreement.double()
     return joint

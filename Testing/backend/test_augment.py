@@ -28,9 +28,9 @@ from genseg.augment import (
 )
 from genseg.methods.losses import one_hot
 from genseg.preprocess import WorkingCase
-from genseg.sampling import Sampler, crop_to_grid
+from genseg.sampling import BatchDraw, Sampler, crop_to_grid
 
-SPATIAL = ("rotate", "scale", "elastic")
+SPATIAL = ("rotate", "scale", "elastic", "shape")
 INTENSITY = tuple(name for name in OPERATIONS if name not in SPATIAL)
 NAMES = ["hippocampus", "isic2017", "acdc"]
 
@@ -54,6 +54,13 @@ def only(operation: str, value: float = 1.0) -> dict[str, float]:
     return {**UNCHANGED, operation: value}
 
 
+def bent(draw: BatchDraw, voxels: float = 3.0) -> BatchDraw:
+    """The same draw with a displacement of some voxels all over the scan, as if of another patient's shape."""
+    n, d = draw.spatial.centre.shape
+    draw.spatial.shape = voxels * torch.randn(n, d, *[4] * d, generator=rng(6))
+    return draw
+
+
 def still(centre: list[float], **changed: Tensor) -> SpatialDraw:
     d = len(centre)
     draw = SpatialDraw(
@@ -62,6 +69,7 @@ def still(centre: list[float], **changed: Tensor) -> SpatialDraw:
         scale=torch.zeros(1, 1 + d),
         elastic=torch.zeros(1, d, *[6] * d),
         mirror=torch.ones(1, d),
+        shape=torch.zeros(1, d, *[1] * d),
     )
     for name, value in changed.items():
         setattr(draw, name, value)
@@ -130,7 +138,7 @@ def test_the_label_moves_with_the_image(sampler, operation):
         WorkingCase(c.id, ((c.label > 0) & (c.label < plan.classes)).float()[None], c.label) for c in sampler.cases
     ]
     twin = Sampler(binary, plan.model_copy(update={"channels": 1}))
-    draw = twin.draw(8, rng(5))
+    draw = bent(twin.draw(8, rng(5)))
     strength = only(operation)
     image = twin.load_image(draw, strength)[:, 0]
     label = twin.load_label(draw, strength)
@@ -179,7 +187,7 @@ def test_each_intensity_strength_has_a_gradient_that_matches_a_finite_difference
 
 @pytest.mark.parametrize("operation", SPATIAL)
 def test_each_spatial_strength_has_a_gradient_through_the_soft_label(sampler, operation):
-    draw, classes = sampler.draw(8, rng(1)), sampler.plan.classes + 4
+    draw, classes = bent(sampler.draw(8, rng(1))), sampler.plan.classes + 4
     strength = torch.tensor(0.7, requires_grad=True)
     soft = sampler.load_soft_label(draw, only(operation, strength), classes)
     smooth = torch.randn(soft.shape, generator=rng(2))

@@ -38,7 +38,7 @@ def trained(state: RunState, iterations: int) -> list[Stage]:
     settings, stages = state.settings, []
     clock = Clock(settings)
     if state.joint.synthesis is not None:
-        for _ in range(2):
+        while state.counters.pretrain_step < 2:
             _pretrain_step(state, clock)
     for step in range(iterations):
         stages.append(stage_at(step / iterations, step, state.prepared.study.patients, settings))

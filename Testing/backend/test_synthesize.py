@@ -43,7 +43,7 @@ class Memoriser(nn.Module):
         joint, s = self.state.joint, self.state.joint.synthesis
         rng = stream(SEED, "gallery", self.number)
         self.number += 1
-        draw = synthesis.SyntheticDraw.make(1, joint.sampler, s.pool, self.real, rng)
+        draw = synthesis.SyntheticDraw.make(1, joint.sampler, s.sources, self.real, rng)
         return joint.sampler.load_image(draw.batch, s.meta.strength())
 
 

@@ -25,10 +25,11 @@ LIMIT = {
     "noise": 0.25,  # SD of the Gaussian noise
     "blur": 1.2,  # sigma in voxels
     "low_resolution": 1.0,  # how far towards the sample at half resolution
+    "shape": 1.0,  # how far towards the shape of another patient; only synthetic pairs
 }
 SHARE = {
     "rotate": 0.6, "scale": 0.6, "elastic": 0.5, "brightness": 0.5, "contrast": 0.5,
-    "gamma": 0.4, "noise": 0.25, "blur": 0.2, "low_resolution": 0.15,
+    "gamma": 0.4, "noise": 0.25, "blur": 0.2, "low_resolution": 0.15, "shape": 1.0,
 }  # fmt: skip
 OPERATIONS = tuple(LIMIT)
 Strength = Mapping[str, Tensor | float]
@@ -52,6 +53,7 @@ class SpatialDraw(Draw):
     scale: Tensor  # [n, 1 + d] -1..1: common, then each axis
     elastic: Tensor  # [n, d, g, ...] about N(0, 1)
     mirror: Tensor  # [n, d] +1 or -1
+    shape: Tensor  # [n, d, g, ...] displacement in voxels, over the whole scan; 0 leaves its shape
 
 
 @dataclass
@@ -80,6 +82,7 @@ def draw_spatial(centre: Tensor, mirror_axes: list[int], rng: torch.Generator) -
         scale=_touched("scale", n, 1 + d, rng),
         elastic=elastic * _chosen("elastic", n, rng).view(n, *[1] * (d + 1)),
         mirror=mirror,
+        shape=torch.zeros(n, d, *[1] * d),
     )
 
 
@@ -138,6 +141,10 @@ def _sampling_grid(
         bend = F.interpolate(draw.elastic[i][None], patch, mode=mode, align_corners=True)[0].movedim(0, -1)
         position = position + bend * torch.tensor(patch, device=device) * LIMIT["elastic"] * strength["elastic"] / 2
     size = torch.tensor(shape, device=device)
+    if bool(draw.shape[i].any()):
+        there = ((position + 0.5) * 2 / size - 1).flip(-1)[None]
+        other = F.grid_sample(draw.shape[i][None], there, padding_mode="border", align_corners=True)[0].movedim(0, -1)
+        position = position + other * LIMIT["shape"] * strength["shape"]
     return ((position + 0.5) * 2 / size - 1).flip(-1)[None]
 
 

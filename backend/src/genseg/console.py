@@ -17,6 +17,7 @@ from genseg.wording import duration
 
 PHASES = {
     "prepare": "Reading the scans",
+    "shapes": "Learning the shapes of other scans",
     "pretrain": "Training the generator",
     "train": "Training",
     "predict": "Predicting",

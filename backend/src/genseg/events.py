@@ -40,7 +40,7 @@ class Progress(_Event):
     """`step` of `total` in `phase`; in a run with a time budget `total` is an estimate."""
 
     event: Literal["progress"] = "progress"
-    phase: Literal["prepare", "pretrain", "train", "predict", "report"]
+    phase: Literal["prepare", "shapes", "pretrain", "train", "predict", "report"]
     step: int
     total: int
     seconds_left: float | None = None

@@ -16,7 +16,7 @@ from genseg.state import RunState
 from genseg.synthesize import write_pairs
 
 PAIRS = 4  # written at a check
-FIRST_LOOK = 0.05  # of the budget that predictions in the middle of a run may take
+FIRST_LOOK = 0.02  # of the budget that predictions in the middle of a run may take
 FIRST_LOOK_SECONDS = 10.0  # the same where the run is limited by iterations
 
 

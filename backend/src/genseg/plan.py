@@ -23,6 +23,7 @@ NARROWEST_WINDOW = 50.0  # HU; where the structures' own values span less, the w
 SOFT_TISSUE = (-200.0, 300.0)  # HU
 SIDES = ("left", "right", "links", "rechts", "l", "r")
 MARGIN = 1.2  # the scans still to come may be larger than the few labelled ones
+SMALL = 64.0  # voxels along the longest side, up to which four levels suffice and rounding up to 16 costs most
 COARSENING = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 
 
@@ -169,12 +170,13 @@ def _survival(labels: list[np.ndarray], classes: int, slice_axis: int | None, fa
 
 
 def _patch(shapes: np.ndarray, voxels: int, margin: float) -> list[int]:
-    """Patch in multiples of 16 (8 on short axes): the largest scan with a margin where that fits, else a part of it."""
+    """Patch in multiples of 16, of 8 on short axes and for small scans: the largest scan with a margin, or a part."""
     want = shapes.max(axis=0) * margin
     while np.prod(want) > voxels * 1.1:
         want = np.where(want == want.max(), want.max() * 0.95, want)
     # At least 16: with three levels that leaves four voxels at the coarsest, and bf16 is wrong below three there.
-    return [max(16, _multiple(side, 16 if side > 40 else 8)) for side in want]
+    small = want.max() <= SMALL
+    return [max(16, _multiple(side, 8 if small or side <= 40 else 16)) for side in want]
 
 
 def _multiple(side: float, of: int) -> int:

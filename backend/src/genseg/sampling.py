@@ -74,6 +74,11 @@ class Sampler:
         jitter = (torch.rand(self.plan.dims, generator=rng) * 2 - 1) * JITTER * patch
         return (position[0] if self.plan.dims == 2 else 0), centre + jitter
 
+    def depths(self, draw: BatchDraw) -> list[float]:
+        """How deep in its scan, 0..1, the slice of each sample lies."""
+        last = (self.cases[index].image.shape[1] - 1 for index in draw.cases)
+        return [slice_ / max(1, deepest) for slice_, deepest in zip(draw.slices, last, strict=True)]
+
     def load(self, draw: BatchDraw, strength: Strength = REFERENCE) -> tuple[Tensor, Tensor]:
         """→ image [n, C, *patch] with intensities changed, label [n, *patch] int64."""
         images, labels = [], []

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from genseg.errors import RunFailed
 from genseg.methods.joint import Joint, Synthesis
 from genseg.methods.level3 import MetaParameters
-from genseg.methods.synthesis import CLUSTERS, StylePool, meta_plan
+from genseg.methods.synthesis import CLUSTERS, Sources, meta_plan
 from genseg.networks import build_discriminator, build_generator, build_segmenter
 from genseg.plan import Plan
 from genseg.prepare import Prepared
@@ -105,6 +105,8 @@ class RunState:
     def save(self, path: Path) -> None:
         """Everything needed to go on, in one file that is replaced at once, with the counters beside it to read."""
         tensors = {"agreement": self.joint.agreement}
+        if self.joint.synthesis is not None:
+            tensors |= {f"shapes/{n}": found for n, found in enumerate(self.joint.synthesis.sources.shapes.maps)}
         for name, module in self.modules().items():
             tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
         for name, optimiser in self.optimisers().items():
@@ -119,6 +121,9 @@ class RunState:
         """Restore what `save` wrote; raises where the file and the networks do not fit."""
         tensors, metadata = load_tensors(path)
         self.joint.agreement.copy_(tensors["agreement"])
+        if self.joint.synthesis is not None:
+            shapes = _part(tensors, "shapes/")
+            self.joint.synthesis.sources.shapes.maps = [shapes[str(n)] for n in range(len(shapes))]
         for name, module in self.modules().items():
             module.load_state_dict(_part(tensors, f"{name}/"))
         for name, optimiser in self.optimisers().items():
@@ -194,7 +199,9 @@ def _build_synthesis(prepared: Prepared, settings: Settings) -> Synthesis:
     layouts = plan.classes + CLUSTERS
     generator = _seeded(seed, "generator", lambda: build_generator(plan, layouts)).to(device)
     discriminator = _seeded(seed, "discriminator", lambda: build_discriminator(plan, layouts)).to(device)
-    meta = MetaParameters(generator, stream(seed, "meta parameters"), settings.synthetic_weight).to(device)
+    sources = Sources.of(prepared.labelled, prepared.unlabelled, plan, seed)
+    rng = stream(seed, "meta parameters")
+    meta = MetaParameters(generator, rng, settings.synthetic_weight, sources.operations).to(device)
     smaller, batch = meta_plan(plan)
     return Synthesis(
         generator=generator,
@@ -203,7 +210,7 @@ def _build_synthesis(prepared: Prepared, settings: Settings) -> Synthesis:
         generator_optimiser=torch.optim.Adam(generator.parameters(), GENERATOR_RATE, betas=(0.5, 0.999)),
         discriminator_optimiser=torch.optim.Adam(discriminator.parameters(), DISCRIMINATOR_RATE, betas=(0.5, 0.999)),
         meta_optimiser=torch.optim.Adam(meta.parameters(), META_RATE),
-        pool=StylePool(prepared.labelled + prepared.unlabelled, plan, seed),
+        sources=sources,
         meta_sampler=Sampler(prepared.labelled, smaller),
         meta_batch=batch,
         layouts=layouts,

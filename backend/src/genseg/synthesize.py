@@ -32,9 +32,9 @@ def make_pairs(state: RunState, count: int, seed: int, step: int) -> list[tuple[
     assert s is not None
     pairs = []
     for number in range(count):
-        draw = SyntheticDraw.make(1, joint.sampler, s.pool, s.generator, stream(seed, "gallery", number))
+        draw = SyntheticDraw.make(1, joint.sampler, s.sources, s.generator, stream(seed, "gallery", number))
         strength = s.meta.strength()
-        layout = joint.sampler.load_label(draw.batch, strength)
+        layout = draw.layout(joint.sampler, strength)
         label = label_of(layout, joint.plan.classes)
         with joint.device.autocast():
             image = synthesise(draw, one_hot(layout, s.layouts), s.generator, None, s.meta, strength)

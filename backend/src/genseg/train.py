@@ -141,11 +141,16 @@ def _step(state: RunState, clock: Clock, pretraining: bool, progress: float) -> 
 
 
 def _pretrain_step(state: RunState, clock: Clock) -> dict[str, float]:
-    """One step of level 1 alone, on augmented real pairs."""
+    """First maps to other scans' shapes, one at a time, then steps of level 1 alone, on augmented real pairs."""
     joint, counters = state.joint, state.counters
     assert joint.synthesis is not None
-    seen = joint.pretrain(joint.synthesis, counters.pretrain_step)
-    counters.pretrain_step += 1
+    shapes = joint.synthesis.sources.shapes
+    seen: dict[str, float] = {}
+    if counters.pretrain_step == 0 and shapes.missing and clock.shape_due(len(shapes.maps)):
+        shapes.find()
+    else:
+        seen = joint.pretrain(joint.synthesis, counters.pretrain_step)
+        counters.pretrain_step += 1
     clock.tick()
     counters.pretrain_seconds = clock.elapsed
     clock.pretrain_seconds = clock.elapsed
@@ -187,6 +192,11 @@ def _report(
             log.emit(Metric(name=name, value=value, step=at))
         total = state.settings.iterations or (round(at / progress) if progress > 0.01 else 0)
         log.emit(Progress(phase="train", step=at, total=max(at, total), seconds_left=clock.seconds_left(progress)))
+        return
+    if step == 0:
+        assert state.joint.synthesis is not None
+        shapes = state.joint.synthesis.sources.shapes
+        log.emit(Progress(phase="shapes", step=len(shapes.maps), total=len(shapes.pairs)))
         return
     for name, value in seen.items():
         log.emit(Metric(name=f"pretrain/{name}", value=value, step=step))

@@ -23,7 +23,7 @@ from genseg.methods.losses import (
     one_hot,
     segmentation_loss,
 )
-from genseg.methods.synthesis import StylePool, SyntheticDraw, label_of, soft_label_of, synthesise
+from genseg.methods.synthesis import Sources, SyntheticDraw, label_of, soft_label_of, synthesise
 from genseg.networks.generator import SpadeGenerator, style_of
 from genseg.plan import Plan
 from genseg.randomness import stream
@@ -54,7 +54,7 @@ class Synthesis:
     generator_optimiser: torch.optim.Optimizer
     discriminator_optimiser: torch.optim.Optimizer
     meta_optimiser: torch.optim.Optimizer
-    pool: StylePool
+    sources: Sources
     meta_sampler: Sampler  # of smaller patches, so that a step of level 3 costs a few steps of level 2
     meta_batch: int
     layouts: int
@@ -91,9 +91,11 @@ class Joint:
         image, layout = self.sampler.load(
             self.sampler.draw(self.plan.batch, stream(self.seed, "real", step), stage.train)
         )
-        label, seen = label_of(layout, self.plan.classes), {}
+        synthetic = self._with_synthetic(step, stage)
+        real = slice(0, max(1, len(image) - self._half) if synthetic else None)  # synthetic pairs take others' place
+        label, seen = label_of(layout[real], self.plan.classes), {}
         with self.device.autocast():
-            logits = self.segmenter(image)
+            logits = self.segmenter(image[real])
         loss = deep_segmentation_loss(logits, label).mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -104,31 +106,39 @@ class Joint:
         if stage.synthetic and self.synthesis is not None:
             if stage.level3 and step % META_EVERY == 0:  # before the step: it unrolls this very step
                 seen |= self._level3(self.synthesis, step, stage)
-            rng = stream(self.seed, "share", step)
-            if float(torch.rand(1, generator=rng)) < float(self.synthesis.meta.share().detach()):
+            if synthetic:
                 seen |= self._synthetic_gradient(self.synthesis, step, stage)
 
         nn.utils.clip_grad_norm_(self.segmenter.parameters(), GRADIENT_CLIP)
         self.optimiser.step()
         self.average.update(self.segmenter)
         if stage.level1 and self.synthesis is not None and step % GENERATOR_EVERY == 0:
-            half = slice(0, max(1, len(image) // 2))
+            half = slice(0, self._half)
             seen |= self._level1(self.synthesis, image[half], layout[half], step, self.synthesis.closed_loop)
         return seen
 
+    @property
+    def _half(self) -> int:
+        return max(1, self.plan.batch // 2)
+
+    def _with_synthetic(self, step: int, stage: Stage) -> bool:
+        """Whether this step sees synthetic pairs: with probability ρ, never where their weight is fixed at 0."""
+        if not stage.synthetic or self.synthesis is None or self.synthesis.meta.fixed_weight == 0:
+            return False
+        rng = stream(self.seed, "share", step)
+        return float(torch.rand(1, generator=rng)) < float(self.synthesis.meta.share().detach())
+
     def pretrain(self, s: Synthesis, step: int) -> dict[str, float]:
         """One step of level 1 on its own, before the segmenter has learned anything."""
-        n = max(1, self.plan.batch // 2)
-        image, layout = self.sampler.load(self.sampler.draw(n, stream(self.seed, "pretrain", step)))
+        image, layout = self.sampler.load(self.sampler.draw(self._half, stream(self.seed, "pretrain", step)))
         return self._level1(s, image, layout, step, closed_loop=False)
 
     def _synthetic_gradient(self, s: Synthesis, step: int, stage: Stage) -> dict[str, float]:
         """Adds the gradient of γ L(S(G(m̂)), m̂) over the pairs that the segmenter can read."""
         rng = stream(self.seed, "synthetic", step)
-        half = max(1, self.plan.batch // 2)
-        draw = SyntheticDraw.make(half, self.sampler, s.pool, s.generator, rng, stage.train)
+        draw = SyntheticDraw.make(self._half, self.sampler, s.sources, s.generator, rng, stage.train)
         strength = {name: value.detach() for name, value in s.meta.strength().items()}
-        layout = self.sampler.load_label(draw.batch, strength)
+        layout = draw.layout(self.sampler, strength)
         with torch.no_grad(), self.device.autocast():
             image = synthesise(draw, one_hot(layout, s.layouts), s.generator, None, s.meta, strength)
         label = label_of(layout, self.plan.classes)
@@ -211,10 +221,10 @@ class Joint:
     ) -> Tensor:
         """ρ γ L(S(G'(m̂; A)), m̂(A)): the expected synthetic part of a step."""
         draw = SyntheticDraw.make(
-            s.meta_batch, s.meta_sampler, s.pool, s.generator, stream(self.seed, "meta", step), stage.train
+            s.meta_batch, s.meta_sampler, s.sources, s.generator, stream(self.seed, "meta", step), stage.train
         )
         strength = s.meta.strength()
-        layout = s.meta_sampler.load_soft_label(draw.batch, strength, s.layouts)
+        layout = draw.soft_layout(s.meta_sampler, strength, s.layouts)
         image = synthesise(draw, layout, s.generator, ahead, s.meta, strength)
         loss = segmentation_loss(self._segment(weights, image), soft_label_of(layout, self.plan.classes)).mean()
         return s.meta.share() * s.meta.weight() * loss

@@ -6,6 +6,7 @@ min_A  L(S*(A); D_val)
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +22,23 @@ SHARE_RANGE = (0.1, 0.9)
 class MetaParameters(nn.Module):
     """The parameters A. Bounded quantities are stored as logits and read through the properties."""
 
-    def __init__(self, generator: SpadeGenerator, rng: torch.Generator, fixed_weight: float | None = None):
+    def __init__(
+        self, generator: SpadeGenerator, rng: torch.Generator, fixed_weight: float | None = None,
+        operations: Sequence[str] = OPERATIONS,
+    ):  # fmt: skip
         super().__init__()
+        self.operations = tuple(operations)
         self.fixed_weight = fixed_weight
         self.mixture = nn.Parameter(1e-3 * torch.randn(generator.levels, 3, generator=rng))
         self.noise_log = nn.Parameter(torch.full((generator.levels + 1,), math.log(0.1)))
         self.style_log = nn.Parameter(torch.full((1,), math.log(0.2)))  # spread about a real style, in SDs of styles
-        self.strength_logit = nn.Parameter(torch.full((len(OPERATIONS),), _logit(1.0, STRENGTH_RANGE)))
+        self.strength_logit = nn.Parameter(torch.full((len(self.operations),), _logit(1.0, STRENGTH_RANGE)))
         self.weight_logit = nn.Parameter(torch.full((1,), _logit(0.7, WEIGHT_RANGE)))
         self.share_logit = nn.Parameter(torch.full((1,), _logit(0.5, SHARE_RANGE)))
 
     def strength(self) -> dict[str, Tensor]:
         """Strength of each augmentation of the synthetic pairs (mask warp and intensities)."""
-        return dict(zip(OPERATIONS, _bounded(self.strength_logit, STRENGTH_RANGE), strict=True))
+        return dict(zip(self.operations, _bounded(self.strength_logit, STRENGTH_RANGE), strict=True))
 
     def weight(self) -> Tensor:
         """γ, a scalar; a constant where the user fixed it."""

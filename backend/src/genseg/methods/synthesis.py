@@ -1,13 +1,15 @@
-"""Synthetic pairs: a layout from a labelled scan, warped; a style from any scan; an image from the generator."""
+"""Synthetic pairs: a layout from a labelled scan, bent to another patient's shape and warped, perhaps with a second
+scan's structures implanted; a style from any scan; an image from the generator."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from genseg.augment import IntensityDraw, Strength, apply_intensity, blur
+from genseg.augment import OPERATIONS, IntensityDraw, Strength, apply_intensity, blur
 from genseg.methods.hypergradient import Parameters, call
 from genseg.methods.level3 import MetaParameters
+from genseg.methods.shapes import ShapePool
 from genseg.networks.generator import SpadeGenerator, style_of
 from genseg.plan import Plan
 from genseg.preprocess import WorkingCase
@@ -67,22 +69,65 @@ class StylePool:
 
 
 @dataclass
+class Sources:
+    """Where synthetic pairs take from what a labelled scan alone does not have."""
+
+    styles: StylePool
+    shapes: ShapePool
+    implants: bool  # whether structures may lie anywhere, as in photographs, so that a second scan's can be added
+
+    @property
+    def operations(self) -> list[str]:
+        """What level 3 can learn the strength of: the shape of other scans only where there are any to learn it from."""
+        return [name for name in OPERATIONS if name != "shape" or self.shapes.pairs]
+
+    @classmethod
+    def of(cls, labelled: list[WorkingCase], unlabelled: list[WorkingCase], plan: Plan, seed: int) -> "Sources":
+        return cls(
+            StylePool(labelled + unlabelled, plan, seed), ShapePool(labelled, unlabelled, plan), not plan.physical
+        )
+
+
+@dataclass
 class SyntheticDraw:
     """Everything random about a synthetic batch; with the weights it makes the batch again."""
 
     batch: BatchDraw
+    implant: BatchDraw | None  # whose structures are put over the layout
     style: Tensor
     deviation: Tensor
     noise: list[Tensor]
 
     @classmethod
     def make(
-        cls, n: int, sampler: Sampler, pool: StylePool, generator: SpadeGenerator, rng: torch.Generator,
+        cls, n: int, sampler: Sampler, sources: Sources, generator: SpadeGenerator, rng: torch.Generator,
         among: list[int] | None = None,
     ) -> "SyntheticDraw":  # fmt: skip
         batch = sampler.draw(n, rng, among)
-        style, deviation = pool.draw(n, rng)
-        return cls(batch, style, deviation, generator.draw_noise(n, sampler.plan.patch, rng))
+        style, deviation = sources.styles.draw(n, rng)
+        noise = generator.draw_noise(n, sampler.plan.patch, rng)
+        shape = sources.shapes.draw(batch.cases, sampler.depths(batch), rng)
+        batch = replace(batch, spatial=replace(batch.spatial, shape=shape))
+        return cls(batch, sampler.draw(n, rng, among) if sources.implants else None, style, deviation, noise)
+
+    def layout(self, sampler: Sampler, strength: Strength) -> Tensor:
+        """→ layout [n, *patch] int64."""
+        layout = sampler.load_label(self.batch, strength)
+        if self.implant is None:
+            return layout
+        other = sampler.load_label(self.implant, strength)
+        return torch.where((other > 0) & (other < sampler.plan.classes), other, layout)
+
+    def soft_layout(self, sampler: Sampler, strength: Strength, layouts: int) -> Tensor:
+        """→ the same as shares [n, layouts, *patch], differentiable in the spatial strengths."""
+        shares = sampler.load_soft_label(self.batch, strength, layouts)
+        if self.implant is None:
+            return shares
+        structures = torch.zeros(layouts, device=shares.device)
+        structures[1 : sampler.plan.classes] = 1.0
+        structures = structures.view(-1, *[1] * (shares.ndim - 2))
+        other = sampler.load_soft_label(self.implant, strength, layouts) * structures
+        return shares * (1 - other.sum(1, keepdim=True)) + other
 
 
 def synthesise(

@@ -1,0 +1,147 @@
+"""Shapes of other scans, on real ones: a map brings the labels nearer, exactly where it says, and never for photos."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from method_rig import built, planned, prepared
+from torch import Tensor
+
+from genseg.augment import UNCHANGED
+from genseg.cases import draw
+from genseg.events import EventLog
+from genseg.methods.joint import Stage
+from genseg.methods.shapes import MAPS, ShapePool, register
+from genseg.methods.synthesis import SyntheticDraw, label_of
+from genseg.prepare import load
+from genseg.preprocess import WorkingCase
+from genseg.randomness import stream
+from genseg.sampling import Sampler
+from genseg.state import RunState
+from genseg.study import read_study
+
+
+def scans(data: Path, name: str, count: int) -> list[WorkingCase]:
+    """Labelled scans on the grid of a real run, layouts turned into labels."""
+    plan = planned(data, name, 2)
+    ready = load(draw(read_study(data / name), count, None, 0), plan, prepared(data, name, 1, 0).device, EventLog())
+    return [WorkingCase(c.id, c.image, label_of(c.label.long(), plan.classes)) for c in ready.labelled]
+
+
+def moved(label: Tensor, map_: Tensor) -> Tensor:
+    """`label` [a, y, x] seen through displacements [3, g, g, g] in voxels."""
+    where = torch.stack(torch.meshgrid(*[torch.arange(s, dtype=torch.float32) for s in label.shape], indexing="ij"))
+    where = where + F.interpolate(map_[None], label.shape, mode="trilinear", align_corners=True)[0]
+    index = [w.round().long().clamp(0, s - 1) for w, s in zip(where, label.shape, strict=True)]
+    return label[tuple(index)]
+
+
+def overlap(a: Tensor, b: Tensor) -> float:
+    """Mean Dice of two label maps laid centre on centre."""
+    side = [max(x, y) for x, y in zip(a.shape, b.shape, strict=True)]
+    a, b = (_centred(x, side) for x in (a, b))
+    scores = [2 * ((a == k) & (b == k)).sum() / ((a == k).sum() + (b == k).sum()) for k in b.unique() if k > 0]
+    return float(torch.stack(scores).mean())
+
+
+def _centred(label: Tensor, shape: list[int]) -> Tensor:
+    out = torch.zeros(shape, dtype=label.dtype)
+    window = tuple(slice((s - n) // 2, (s - n) // 2 + n) for s, n in zip(shape, label.shape, strict=True))
+    out[window] = label
+    return out
+
+
+def test_a_registered_label_overlaps_the_other_scans_label_far_better_than_before(data):
+    first, *others = scans(data, "hippocampus", 5)
+    before = [overlap(first.label, other.label) for other in others]
+    after = [overlap(moved(first.label, register(first.image, other.image, 3)), other.label) for other in others]
+    assert sum(after) / 4 > sum(before) / 4 + 0.15, (before, after)
+    assert sum(after) / 4 > 0.6
+
+
+def test_a_scan_registered_to_itself_stays_and_to_its_shifted_self_moves_by_the_shift(data):
+    (scan,) = scans(data, "hippocampus", 1)
+    assert float(register(scan.image, scan.image, 3).abs().mean()) < 0.2
+    shifted = torch.roll(scan.image, 3, dims=2)  # what lay at y lies at y + 3
+    inner = register(scan.image, shifted, 3)[:, 2:6, 2:6, 2:6]
+    assert inner.flatten(1).mean(1).tolist() == pytest.approx([0.0, -3.0, 0.0], abs=0.7)
+
+
+def test_slices_stay_slices(data):
+    one, other = scans(data, "acdc", 3)[::2]
+    found = register(one.image, other.image, 2)
+    assert found.shape[0] == 2 and float(found.abs().max()) > 1
+
+
+@pytest.fixture(scope="module")
+def state(request) -> RunState:
+    return built(prepared(request.getfixturevalue("data"), "hippocampus", 2, 3))
+
+
+def test_maps_lead_from_every_labelled_scan_to_others_never_to_itself(state):
+    shapes = state.joint.synthesis.sources.shapes
+    names = [(a.id, b.id) for a, b in shapes.pairs]
+    labelled = [c.id for c in state.prepared.labelled]
+    assert len(set(names)) == len(names) == min(MAPS, 2 * 4) and all(a != b for a, b in names)
+    assert {a for a, _ in names} == set(labelled)
+    assert {b for _, b in names} >= {c.id for c in state.prepared.unlabelled}
+
+
+def test_only_synthetic_pairs_have_the_shape_of_others_and_half_way_at_half_strength(state):
+    joint, s = state.joint, state.joint.synthesis
+    real = joint.sampler.draw(2, stream(0, "real", 1))
+    assert not real.spatial.shape.any()
+    made = SyntheticDraw.make(2, joint.sampler, s.sources, s.generator, stream(0, "synthetic", 1))
+    assert made.batch.spatial.shape.any()
+    none, half, whole = (made.layout(joint.sampler, {**UNCHANGED, "shape": v}) for v in (0.0, 0.5, 1.0))
+    change = [float((layout != none).float().mean()) for layout in (half, whole)]
+    assert 0 < change[0] < change[1]
+
+
+def test_the_mixed_map_lies_between_those_of_its_own_scan():
+    pool = ShapePool.__new__(ShapePool)
+    pool.dims, pool.labelled = 3, 2
+    pool.maps = [torch.full((3, 8, 8, 8), float(v)) for v in (1, -1, 5, -7)]
+    drawn = pool.draw([0] * 60 + [1] * 60, [0.0] * 120, torch.Generator().manual_seed(0)).flatten(1).mean(1)
+    assert 1 <= float(drawn[:60].min()) < 2 and 4 < float(drawn[:60].max()) <= 5
+    assert -7 <= float(drawn[60:].min()) < -6 and -2 < float(drawn[60:].max()) <= -1
+
+
+def test_maps_come_back_with_the_checkpoint(state, tmp_path):
+    state.save(tmp_path / "last.safetensors")
+    twin = built(state.prepared)
+    twin.joint.synthesis.sources.shapes.maps.clear()
+    twin.load(tmp_path / "last.safetensors")
+    again, first = (s.joint.synthesis.sources.shapes.maps for s in (twin, state))
+    assert len(again) == len(first) == 2 and all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
+
+
+def test_photographs_get_a_second_scans_structures_instead(data):
+    state = built(prepared(data, "isic2017", 3, 2))
+    joint, s = state.joint, state.joint.synthesis
+    assert s.sources.implants and not s.sources.shapes.pairs and "shape" not in s.meta.strength()
+    draw_ = SyntheticDraw.make(6, joint.sampler, s.sources, s.generator, stream(0, "synthetic", 3))
+    first, second = (joint.sampler.load_label(d, UNCHANGED) for d in (draw_.batch, draw_.implant))
+    structures = [(x > 0) & (x < joint.plan.classes) for x in (first, second)]
+    both = draw_.layout(joint.sampler, UNCHANGED)
+    assert torch.equal((both > 0) & (both < joint.plan.classes), structures[0] | structures[1])
+    assert torch.equal(both[~structures[1]], first[~structures[1]]), "all else stays"
+    shares = draw_.soft_layout(joint.sampler, UNCHANGED, s.layouts)
+    assert torch.allclose(shares.sum(1), torch.ones_like(shares[:, 0]), atol=1e-5) and float(shares.min()) > -1e-5
+    assert float((shares.argmax(1) == both).float().mean()) > 0.95
+
+
+def test_synthetic_pairs_take_the_place_of_half_of_the_real_ones(data):
+    joint = built(prepared(data, "hippocampus", 2)).joint
+    joint.agreement.fill_(0.0)
+    seen: list[int] = []
+    hook = joint.segmenter.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    sizes = set()
+    for step in range(1, 25):
+        seen.clear()
+        joint.step(step, Stage(synthetic=True))
+        sizes.add(tuple(seen))
+    hook.remove()
+    assert sizes == {(2,), (1, 1)}, "two real ones, or one of each; never three"
+    assert isinstance(joint.sampler, Sampler)
