@@ -78,7 +78,7 @@ class Sources:
 
     @property
     def operations(self) -> list[str]:
-        """What level 3 can learn the strength of: the shape of other scans only where there are any to learn it from."""
+        """What level 3 can learn the strength of: other scans' shapes only where there are any to learn them from."""
         return [name for name in OPERATIONS if name != "shape" or self.shapes.pairs]
 
     @classmethod
