@@ -19,7 +19,7 @@ from itertools import product
 from pathlib import Path
 
 METHODS = ("supervised", "separate", "genseg")
-SETS = (("hippocampus", 1, 40), ("isic2017", 5, 100), ("kvasir", 5, 100))  # name, labelled, unlabelled
+SETS = (("hippocampus", 1, 40), ("isic2017", 5, 40), ("kvasir", 5, 40))  # name, labelled, unlabelled
 DATA = Path(os.environ.get("GENSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
