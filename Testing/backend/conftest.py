@@ -8,23 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from real_data import DATA, PRESENT, REASON
 
 from genseg.errors import Fault, InputFaults
 from genseg.study import check_study, read_study
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real scans: GENSEG_DATA, or shared/data beside the project. Never skipped in CI."""
-    folder = Path(os.environ.get("GENSEG_DATA") or ROOT.parent / "shared" / "data")
-    if not (folder / "hippocampus" / "dataset.json").exists():
-        reason = f"real scans are needed, but {folder} does not hold them: set GENSEG_DATA to their folder"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return folder
+    if not PRESENT:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(REASON)
+    return DATA
 
 
 class SmallStudy:

@@ -1,10 +1,9 @@
 """A run folder with a small network of drawn weights, on real studies: enough to predict and export, trained or not."""
 
-import os
 from pathlib import Path
 
-import pytest
 import torch
+from real_data import DATA
 from safetensors.torch import save_model
 
 from genseg.networks import build_segmenter
@@ -12,9 +11,6 @@ from genseg.plan import Normalisation, Plan
 from genseg.runfolder import RunFolder
 from genseg.settings import Settings
 from genseg.study import Study, read_study
-
-DATA = Path(os.environ.get("GENSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
-needs_data = pytest.mark.skipif(not DATA.exists(), reason=f"the data folder {DATA} is absent (set GENSEG_DATA)")
 
 # What differs between a volume, a stack of thick slices and a photo. Spacings differ from those of the files, so
 # that every way to the working grid and back is taken: finer in one axis, coarser in others. Only one axis is

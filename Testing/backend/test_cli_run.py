@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
-from made_run import DATA, make_run, needs_data
+from made_run import make_run
+from real_data import DATA, needs_data
 
 from genseg import events
 from genseg.runfolder import RunFolder

@@ -2,11 +2,10 @@
 
 import io
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from real_data import DATA, needs_data
 from rich.console import Console
 
 from genseg.evaluate import CaseScores, evaluate_cases, print_table, score_case, summarise, surface_tolerance
@@ -15,8 +14,6 @@ from genseg.imageio import Geometry, read_label, read_scan
 from genseg.labels import LabelTable
 from genseg.study import Case
 
-DATA = Path(os.environ.get("GENSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
-needs_data = pytest.mark.skipif(not DATA.exists(), reason=f"the data folder {DATA} is absent (set GENSEG_DATA)")
 TABLE = LabelTable.from_names({1: "anterior", 2: "posterior"})
 LESION = LabelTable.from_names({255: "lesion"})
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from made_run import DATA, make_run, needs_data
+from made_run import make_run
+from real_data import DATA, needs_data
 from safetensors.torch import load_file
 
 from genseg.errors import RunFailed

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from made_run import DATA, make_run, needs_data
+from made_run import make_run
+from real_data import DATA, needs_data
 
 from genseg.errors import InputFaults
 from genseg.evaluate import evaluate_run

@@ -68,7 +68,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights_bit_for_bit(stage, tiny, whol
     again = listen(out, lambda log: resume(out.path, log))
     assert again.status == EXIT_OK and out.done.exists() and not out.stop.exists()
     assert differences(whole.last, out.last) == []
-    assert differences(whole.best, out.best) == [] and differences(whole.generator, out.generator) == []
+    assert differences(whole.best, out.best) == []
     assert {name.split("/")[0] for name in tensors(out.last)} == {
         "agreement", "segmenter", "average", "generator", "discriminator", "meta", "optimiser"
     }  # fmt: skip

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import http.server
 import json
-import os
 import tarfile
 import threading
 import time
@@ -18,8 +17,6 @@ from genseg.errors import InputFaults, RunFailed
 from genseg.events import EventLog, Warning_
 from genseg.phantom import LABELS, SIZE, make_body
 from genseg.sample import TASK, TEST_CASES, sample
-
-DATA = Path(os.environ.get("GENSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +88,9 @@ def test_an_unknown_sample_is_a_fault_that_names_the_known_ones(tmp_path):
 
 
 @pytest.fixture
-def archive(tmp_path):
+def archive(data, tmp_path):
     """The Decathlon's archive in small: its layout, its own dataset.json, some of its own scans."""
-    source = DATA / "hippocampus"
-    if not source.is_dir():
-        pytest.skip(f"no real scans: {source} is absent (set GENSEG_DATA)")
+    source = data / "hippocampus"
     served = tmp_path / "served"
     served.mkdir()
     images = sorted((source / "images").glob("*.nii.gz"))[:28]

@@ -38,7 +38,7 @@ FOLDER = {
     "settings.json", "study.json", "plan.json", "events.jsonl", "checkpoints", "synthetic", "predictions",
     "metrics.json", "model", "report.html", "done",
 }  # fmt: skip
-CHECKPOINTS = {"last.safetensors", "last.json", "best.safetensors", "generator.safetensors"}
+CHECKPOINTS = {"last.safetensors", "last.json", "best.safetensors"}
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_synthesize_writes_new_pairs_and_tells_their_number(finished, tmp_path):
 @slow
 def test_a_run_without_generator_synthesizes_nothing_and_says_why(tiny, tmp_path):
     outcome = run_train(tiny, tmp_path / "run", iterations=2, method="supervised")
-    assert not outcome.run.generator.exists() and not outcome.run.synthetic.exists()
+    assert not outcome.run.synthetic.exists()
     with pytest.raises(RunFailed, match="no generator"):
         synthesize(outcome.run.path, 1, tmp_path / "pairs", "cpu", 0, events.EventLog())
     assert not (tmp_path / "pairs").exists()

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from genseg import __version__
 from genseg.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, Fault, InputFaults
+from genseg.runfolder import need_free
 from genseg.session import Session, serve, use_utf8
 from genseg.settings import Method, Settings, parse_budget
 
@@ -72,15 +73,6 @@ def _budget(text: str) -> float:
         raise typer.BadParameter(str(refused)) from refused
 
 
-def _need_free(out: Path) -> None:
-    """A folder for results must be new or empty: nothing of the user's is overwritten or mixed."""
-    remedy = "Give another folder with --out, or move this one away first."
-    if out.is_dir() and any(out.iterdir()):
-        raise InputFaults([Fault("out_in_use", str(out), "The folder for the results is not empty.", remedy)])
-    if out.exists() and not out.is_dir():
-        raise InputFaults([Fault("out_in_use", str(out), "A file has the name of the folder for the results.", remedy)])
-
-
 def _need_run(run: Path) -> None:
     remedy = "Give the folder that was named with --out when training."
     if not run.is_dir():
@@ -116,7 +108,7 @@ def _resume(context: typer.Context, run: Path, events: bool) -> None:
 
 def _train(settings: Settings, events: bool) -> None:
     def body(session: Session) -> int:
-        _need_free(settings.out)
+        need_free(settings.out)
         from genseg.train import train
 
         return train(settings, session.log)
@@ -205,7 +197,7 @@ def predict(
 
     def body(session: Session) -> int:
         _need_model_folder(run)
-        _need_free(out)
+        need_free(out)
         from genseg.inference import Predictor
         from genseg.predict import collect_images, predict_cases
 
@@ -259,7 +251,7 @@ def synthesize(
 
     def body(session: Session) -> int:
         _need_run(run)
-        _need_free(out)
+        need_free(out)
         from genseg.synthesize import synthesize as make
 
         written = make(run, count, out, device, seed, session.log)
@@ -290,7 +282,7 @@ def export(run: Run, out: Out) -> None:
 
     def body(session: Session) -> None:
         _need_run(run)
-        _need_free(out)
+        need_free(out)
         from genseg.export import export_bundle
         from genseg.runfolder import RunFolder
 
@@ -308,7 +300,7 @@ def sample(
     """Get sample data: hippocampus (MSD Task04, downloaded) or phantom (made on the spot, offline)."""
 
     def body(session: Session) -> None:
-        _need_free(out)
+        need_free(out)
         from genseg.sample import sample as get
 
         session.print(str(get(name, out, session.log)))

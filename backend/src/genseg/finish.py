@@ -22,7 +22,7 @@ FIRST_LOOK_SECONDS = 10.0  # the same where the run is limited by iterations
 
 def check(run: RunFolder, state: RunState, log: EventLog) -> None:
     """Save the usable model, write some pairs, and predict as many scans as fit into a small part of the budget."""
-    state.save_models(run.best, run.generator)
+    state.save_model(run.best)
     if state.joint.synthesis is not None:
         _write_pairs(run, state, log)
     limit = FIRST_LOOK_SECONDS if state.settings.iterations else FIRST_LOOK * (state.settings.budget or 0)
@@ -37,7 +37,7 @@ def finish(run: RunFolder, state: RunState, status: int, log: EventLog) -> int:
     """
     if status != EXIT_OK and not run.best.exists() and state.counters.step == 0:
         return status  # stopped before the segmenter's first step: there is nothing to show
-    state.save_models(run.best, run.generator)
+    state.save_model(run.best)
     if status == EXIT_OK:
         if state.joint.synthesis is not None:
             _write_pairs(run, state, log)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from genseg.errors import Fault, InputFaults
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -33,6 +35,15 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def need_free(out: Path) -> None:
+    """A folder for results must be new or empty: nothing of the user's is overwritten or mixed."""
+    remedy = "Give another folder with --out, or move this one away first."
+    if out.is_dir() and any(out.iterdir()):
+        raise InputFaults([Fault("out_in_use", str(out), "The folder for the results is not empty.", remedy)])
+    if out.exists() and not out.is_dir():
+        raise InputFaults([Fault("out_in_use", str(out), "A file has the name of the folder for the results.", remedy)])
+
+
 class RunFolder:
     """Names of everything in a run folder (see docs/run-folder.md). Creates nothing by itself."""
 
@@ -45,7 +56,6 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / "last.safetensors"  # everything needed to go on
         self.best = self.checkpoints / "best.safetensors"  # the usable model: EMA weights of the segmenter
-        self.generator = self.checkpoints / "generator.safetensors"
         self.synthetic = self.path / "synthetic"
         self.synthetic_index = self.synthetic / "index.json"
         self.predictions = self.path / "predictions"

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from genseg.errors import Fault, InputFaults, RunFailed
 from genseg.events import EventLog, Progress
 from genseg.phantom import LABELS, SIZE, SPACING, make_body
-from genseg.runfolder import read_json, write_json
+from genseg.runfolder import need_free, read_json, write_json
 
 SAMPLES = ("hippocampus", "phantom")
 TASK = "Task04_Hippocampus"
@@ -38,9 +38,7 @@ def sample(name: str, out: Path, log: EventLog) -> Path:
     if name not in SAMPLES:
         remedy = f"Choose one of: {', '.join(SAMPLES)}."
         raise InputFaults([Fault("unknown_sample", name, "There is no sample of this name.", remedy)])
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        remedy = "Give another folder with --out, or move this one away first."
-        raise InputFaults([Fault("out_in_use", str(out), "The folder for the sample is in use.", remedy)])
+    need_free(out)
     with _all_or_nothing(out) as folder:
         if name == "phantom":
             _phantom(folder, log)

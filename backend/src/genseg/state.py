@@ -136,14 +136,9 @@ class RunState:
         self.average.updates = self.counters.average_updates
         self.apply_rate_scale()
 
-    def save_models(self, best: Path, generator: Path) -> None:
-        """The usable segmenter, and what is needed to synthesise with the generator."""
-        save_tensors(best, _once(self.average.network.state_dict()), {"step": str(self.counters.step)})
-        s = self.joint.synthesis
-        if s is not None:
-            tensors = {f"generator/{k}": v for k, v in s.generator.state_dict().items()}
-            tensors |= {f"meta/{k}": v for k, v in s.meta.state_dict().items()}
-            save_tensors(generator, tensors, {"step": str(self.counters.step)})
+    def save_model(self, path: Path) -> None:
+        """The usable segmenter: its averaged weights."""
+        save_tensors(path, _once(self.average.network.state_dict()), {"step": str(self.counters.step)})
 
 
 def _once(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
