@@ -1,22 +1,24 @@
 """Compare methods at the same training time: every run is the command line's own, every figure its metrics.json.
 
-    python Testing/benchmarks/compare.py OUT --budget 180s --jobs 2
+    python Testing/benchmarks/compare.py OUT --budget 480s --jobs 2 --rows docs/comparison.csv
 
-runs what is not yet in OUT (so it can be interrupted) and prints a Markdown table: mean test Dice of each
-data set, number of labelled scans, method and seed. Each run has one thread, so that `--jobs` runs side by side
-do not disturb each other's time more than they must.
+runs what has no row yet (so it can be interrupted and go on another day) and prints a Markdown table: mean test Dice
+of each data set, number of labelled scans, method and seed. Each run has one thread, so that `--jobs` runs side by
+side do not disturb each other's time more than they must.
 """
 
 import argparse
+import csv
 import json
 import os
 import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from threading import Lock
 
 METHODS = ("supervised", "separate", "genseg")
 SETS = (("hippocampus", 1, 40), ("isic2017", 5, 40), ("kvasir", 5, 40))  # name, labelled, unlabelled
@@ -33,69 +35,96 @@ class Run:
     method: str
     seed: int
 
-    def folder(self, out: Path) -> Path:
-        return out / f"{self.data}-{self.labelled}-{self.method}-{self.seed}"
+    limit: str  # of training: "480s", or a number of iterations
 
-    def go(self, out: Path, limit: list[str]) -> None:
-        folder = self.folder(out)
-        if (folder / "done").exists():
-            return
+    def go(self, out: Path) -> dict[str, str] | None:
+        """Train, predict, evaluate. → the row, None where the run failed."""
+        folder = out / f"{self.data}-{self.labelled}-{self.method}-{self.seed}-{self.limit}"
         command = [
             sys.executable, "-m", "genseg", "train", str(DATA / self.data), "--out", str(folder),
             "--labelled", str(self.labelled), "--unlabelled", str(self.unlabelled),
-            "--method", self.method, "--seed", str(self.seed), *limit,
+            "--method", self.method, "--seed", str(self.seed),
+            "--iterations" if self.limit.isdigit() else "--budget", self.limit,
         ]  # fmt: skip
         done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        state = "done" if done.returncode == 0 else f"failed: {done.stderr[-500:]}"
-        print(f"{folder.name}: {state}", file=sys.stderr, flush=True)
+        if done.returncode:
+            print(f"{folder.name} failed: {done.stderr[-500:]}", file=sys.stderr, flush=True)
+            return None
+        mean = json.loads((folder / "metrics.json").read_text())["test"]["mean"]
+        steps = json.loads((folder / "checkpoints" / "last.json").read_text())["step"]
+        figures = {name: f"{mean[name]:.4f}" for name in ("dice", "hd95_mm", "nsd")}
+        print(f"{folder.name}: {figures['dice']}", file=sys.stderr, flush=True)
+        return self.key() | {"steps": str(steps)} | figures
 
-    def dice(self, out: Path) -> float | None:
-        metrics = self.folder(out) / "metrics.json"
-        return json.loads(metrics.read_text())["test"]["mean"]["dice"] if metrics.exists() else None
-
-    def steps(self, out: Path) -> int:
-        return json.loads((self.folder(out) / "checkpoints" / "last.json").read_text())["step"]
+    def key(self) -> dict[str, str]:
+        return {name: str(value) for name, value in asdict(self).items()}
 
 
-def table(out: Path, seeds: int) -> str:
+class Rows:
+    """The CSV of finished runs."""
+
+    def __init__(self, path: Path):
+        self.path, self.lock = path, Lock()
+        self.rows = list(csv.DictReader(path.open())) if path.exists() else []
+
+    def find(self, run: Run) -> dict[str, str] | None:
+        return next((row for row in self.rows if run.key().items() <= row.items()), None)
+
+    def add(self, row: dict[str, str]) -> None:
+        with self.lock:
+            self.rows.append(row)
+            with self.path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(row), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(self.rows)
+
+
+def table(runs: list[Run], rows: Rows) -> str:
     """Markdown: a row for each data set and method, a column for each seed, mean, SD and segmenter steps."""
-    head = "| data | labelled | method | " + " | ".join(f"seed {s}" for s in range(seeds)) + " | mean | SD | steps |"
-    rows = [head, "|" + "---|" * (seeds + 6)]
-    for (data, labelled, unlabelled), method in product(SETS, METHODS):
-        runs = [Run(data, labelled, unlabelled, method, seed) for seed in range(seeds)]
-        finished = [(run.dice(out), run.steps(out)) for run in runs if run.dice(out) is not None]
-        if len(finished) < seeds:
+    seeds = sorted({run.seed for run in runs})
+    head = "| data | labelled | method | " + " | ".join(f"seed {s}" for s in seeds) + " | mean | SD | steps |"
+    lines = [head, "|" + "---|" * (len(seeds) + 6)]
+    for data, method in product(SETS, METHODS):
+        mine = [run for run in runs if (run.data, run.method) == (data[0], method)]
+        found = [row for run in mine if (row := rows.find(run)) is not None]
+        if not mine or len(found) < len(mine):
             continue
-        scores = [score for score, _ in finished if score is not None]
+        scores = [float(row["dice"]) for row in found]
         cells = " | ".join(f"{score:.3f}" for score in scores)
-        spread = statistics.stdev(scores) if seeds > 1 else 0.0
-        steps = round(statistics.mean(step for _, step in finished))
-        rows.append(
-            f"| {data} | {labelled} | {method} | {cells} | {statistics.mean(scores):.3f} | {spread:.3f} | {steps} |"
+        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+        steps = round(statistics.mean(int(row["steps"]) for row in found))
+        lines.append(
+            f"| {data[0]} | {data[1]} | {method} | {cells} | {statistics.mean(scores):.3f} | {spread:.3f} | {steps} |"
         )
-    return "\n".join(rows)
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--budget", default="180s")
-    parser.add_argument("--iterations", help="instead of a budget")
+    parser.add_argument("--rows", type=Path, help="CSV of finished runs [OUT/rows.csv]")
+    parser.add_argument("--budget", default="480s", help="training time, or a number of iterations")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--sets", nargs="*", default=[name for name, _, _ in SETS])
     parser.add_argument("--methods", nargs="*", default=METHODS)
     chosen = parser.parse_args()
-    limit = ["--iterations", chosen.iterations] if chosen.iterations else ["--budget", chosen.budget]
     runs = [
-        Run(*data, method, seed)
+        Run(*data, method, seed, chosen.budget)
         for seed, data, method in product(range(chosen.seeds), SETS, METHODS)
         if data[0] in chosen.sets and method in chosen.methods
     ]
     chosen.out.mkdir(parents=True, exist_ok=True)
+    rows = Rows(chosen.rows or chosen.out / "rows.csv")
+
+    def go(run: Run) -> None:
+        row = run.go(chosen.out)
+        if row is not None:
+            rows.add(row)
+
     with ThreadPoolExecutor(chosen.jobs) as pool:
-        list(pool.map(lambda run: run.go(chosen.out, limit), runs))
-    print(table(chosen.out, chosen.seeds))
+        list(pool.map(go, [run for run in runs if rows.find(run) is None]))
+    print(table(runs, rows))
 
 
 if __name__ == "__main__":
