@@ -184,7 +184,7 @@ def test_the_weights_of_a_network_do_not_depend_on_which_others_are_built(data):
 
 def test_meta_parameters_stay_within_their_ranges_and_start_inside():
     meta = MetaParameters(SpadeGenerator(2, 1, 5, [8, 8, 8]), rng())
-    assert float(meta.share()) == pytest.approx(0.5) and float(meta.weight()) == pytest.approx(0.7, abs=0.4)
+    assert float(meta.share()) == pytest.approx(0.6) and float(meta.weight()) == pytest.approx(0.7, abs=0.4)
     assert all(float(s) == pytest.approx(1) for s in meta.strength().values())
     for extreme in (-50.0, 50.0):
         for p in meta.parameters():

@@ -29,7 +29,7 @@ LIMIT = {
 }
 SHARE = {
     "rotate": 0.6, "scale": 0.6, "elastic": 0.5, "brightness": 0.5, "contrast": 0.5,
-    "gamma": 0.4, "noise": 0.25, "blur": 0.2, "low_resolution": 0.15, "shape": 1.0,
+    "gamma": 0.4, "noise": 0.25, "blur": 0.2, "low_resolution": 0.15,
 }  # fmt: skip
 OPERATIONS = tuple(LIMIT)
 Strength = Mapping[str, Tensor | float]

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from genseg.methods.joint import Stage
 from genseg.settings import Settings
 
-PRETRAIN_SHARE = 0.1  # of the time; in iterations: a quarter as many generator steps as segmenter steps
+PRETRAIN_SHARE = 0.08  # of the time; in iterations: a quarter as many generator steps as segmenter steps
 SHAPES_SHARE = 0.04  # of the time, at most, for registering scans; in iterations: a map for five generator steps
 SYNTHETIC_FROM = 0.2  # of the segmenter's training: before that it cannot judge a synthetic pair
-LEVEL3_UNTIL = 0.7  # then the learned meta-parameters are frozen and all labels are used
-WINDOW = 20  # steps for which a fold is held out before the next one is
+LEVEL3_UNTIL = 0.6  # then the learned meta-parameters are frozen and all labels are used
+WINDOW = 32  # steps for which a fold is held out; level 3 comes due twice in them, never at their very beginning
 FOLDS = 5
 LEARNING_RATE = 2e-3
 WARM_UP = 20  # steps
@@ -92,7 +92,7 @@ def stage_at(progress: float, step: int, patients: list[str], settings: Settings
     if len(names) == 1:
         return Stage(synthetic=True, level1=True, level3=True, validation=list(everything))
     folds = min(FOLDS, len(names))
-    held_out = set(names[step // WINDOW % folds :: folds])
+    held_out = set(names[(step + WINDOW // 4) // WINDOW % folds :: folds])
     return Stage(
         synthetic=True,
         level1=True,

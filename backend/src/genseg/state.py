@@ -27,7 +27,7 @@ from genseg.settings import Settings
 Network = TypeVar("Network", bound=nn.Module)
 EMA = 0.99
 WEIGHT_DECAY = 1e-2
-GENERATOR_RATE, DISCRIMINATOR_RATE, META_RATE = 1e-3, 4e-4, 3e-2
+GENERATOR_RATE, DISCRIMINATOR_RATE, META_RATE = 1e-3, 4e-4, 1e-1
 
 
 class Average:

@@ -31,8 +31,8 @@ from genseg.sampling import Sampler
 
 L1_WEIGHT = 10.0  # λ of level 1
 READ_BACK_WEIGHT = 0.5  # of the segmenter's loss on what the generator makes
-GENERATOR_EVERY = 5  # level-2 steps for one level-1 step
-META_EVERY = 12  # level-2 steps for one level-3 step
+GENERATOR_EVERY = 8  # level-2 steps for one level-1 step
+META_EVERY = 16  # level-2 steps for one level-3 step
 GRADIENT_CLIP = 12.0
 META_CLIP = 1.0
 GATE = 0.5  # a synthetic pair is left out where the segmenter agrees less than this part of its agreement on real ones

@@ -34,7 +34,7 @@ class MetaParameters(nn.Module):
         self.style_log = nn.Parameter(torch.full((1,), math.log(0.2)))  # spread about a real style, in SDs of styles
         self.strength_logit = nn.Parameter(torch.full((len(self.operations),), _logit(1.0, STRENGTH_RANGE)))
         self.weight_logit = nn.Parameter(torch.full((1,), _logit(0.7, WEIGHT_RANGE)))
-        self.share_logit = nn.Parameter(torch.full((1,), _logit(0.5, SHARE_RANGE)))
+        self.share_logit = nn.Parameter(torch.full((1,), _logit(0.6, SHARE_RANGE)))
 
     def strength(self) -> dict[str, Tensor]:
         """Strength of each augmentation of the synthetic pairs (mask warp and intensities)."""
