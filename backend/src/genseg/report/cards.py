@@ -114,7 +114,7 @@ def pair_card(run: RunView, pair: dict[str, Any], index: int) -> Html:
         why = "" if near_copy else ": image and mask do not match well enough"
         chips.append(tag("span", f"left out of training{why}", class_="chip warn"))
     if used and not near_copy:
-        chips.append(tag("span", "good enough to train on", class_="chip good"))
+        chips.append(tag("span", "used in training", class_="chip plain"))
     nearest = str(pair.get("nearest", ""))
     halves = [
         _half(run, "Synthetic", f"Synthetic pair {index + 1}", [run.folder.synthetic / pair["image"]],

@@ -51,8 +51,9 @@ def pairs_section(run: RunView, limit: int) -> Html | None:
     chosen = telling_pairs(run.pairs, limit)
     hidden = len(run.pairs) - len(chosen)
     explained = (
-        "Each pair was made by the generator: a mask of a labelled scan was deformed, and an image was drawn to fit "
-        "it. On the right, the real training scan that the image resembles most. Agreement is the Dice between the "
+        "Each pair was made by the generator: a mask of a labelled scan was deformed, in volumes towards the shape of "
+        "other scans, in photographs with a second scan's structures put in, and an image was drawn to fit it. On the "
+        "right, the real training scan that the image resembles most. Agreement is the Dice between the "
         "mask and what the segmenter sees in the synthetic image; a pair on which it agrees less than half as well as "
         "on real training scans is left out of training. "
         "Likeness is the correlation with the nearest training scan; near 1 the image repeats a patient."
@@ -186,7 +187,7 @@ def _panels(curves: dict[str, Points]) -> list[Panel]:
         Panel("Trust in synthetic scans", "weight", pick("meta/synthetic_weight"),
               "Learned: how much an error on a synthetic scan counts against one on a real scan (1 is the same)."),
         Panel("Share of steps with synthetic scans", "share of steps", pick("meta/synthetic_share"),
-              "Learned: how many of the steps see synthetic scans beside the real ones.", (0.0, 1.0)),
+              "Learned: how many of the steps give half of their scans to synthetic ones.", (0.0, 1.0)),
     ]  # fmt: skip
 
 
@@ -194,7 +195,12 @@ def _strengths(strengths: dict[str, Points]) -> Html:
     values = [value for points in strengths.values() for _, value in points]
     bounds = (min(0.0, *values, 0.0), max(values))
     rows = [
-        [name.replace("_", " "), number(points[0][1]), number(points[-1][1]), sparkline(points, bounds, name)]
+        [
+            "shape of other scans" if name == "shape" else name.replace("_", " "),
+            number(points[0][1]),
+            number(points[-1][1]),
+            sparkline(points, bounds, name),
+        ]
         for name, points in sorted(strengths.items())
     ]
     text = "Learned: how strongly each kind of change is applied to the synthetic scans. All lines share one scale."
