@@ -88,14 +88,12 @@ class Joint:
 
     def step(self, step: int, stage: Stage) -> dict[str, float]:
         """One step of level 2, and of levels 1 and 3 when due. → losses and what level 3 learned."""
-        image, layout = self.sampler.load(
-            self.sampler.draw(self.plan.batch, stream(self.seed, "real", step), stage.train)
-        )
         synthetic = self._with_synthetic(step, stage)
-        real = slice(0, max(1, len(image) - self._half) if synthetic else None)  # synthetic pairs take others' place
-        label, seen = label_of(layout[real], self.plan.classes), {}
+        n = max(1, self.plan.batch - self._half) if synthetic else self.plan.batch  # synthetic pairs take their place
+        image, layout = self.sampler.load(self.sampler.draw(n, stream(self.seed, "real", step), stage.train))
+        label, seen = label_of(layout, self.plan.classes), {}
         with self.device.autocast():
-            logits = self.segmenter(image[real])
+            logits = self.segmenter(image)
         loss = deep_segmentation_loss(logits, label).mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
