@@ -57,7 +57,7 @@ def only(operation: str, value: float = 1.0) -> dict[str, float]:
 def bent(draw: BatchDraw, voxels: float = 3.0) -> BatchDraw:
     """The same draw with a displacement of some voxels all over the scan, as if of another patient's shape."""
     n, d = draw.spatial.centre.shape
-    draw.spatial.shape = voxels * torch.randn(n, d, *[4] * d, generator=rng(6))
+    draw.spatial.bend = voxels * torch.randn(n, d, *[4] * d, generator=rng(6))
     return draw
 
 
@@ -69,7 +69,7 @@ def still(centre: list[float], **changed: Tensor) -> SpatialDraw:
         scale=torch.zeros(1, 1 + d),
         elastic=torch.zeros(1, d, *[6] * d),
         mirror=torch.ones(1, d),
-        shape=torch.zeros(1, d, *[1] * d),
+        bend=torch.zeros(1, d, *[1] * d),
     )
     for name, value in changed.items():
         setattr(draw, name, value)

@@ -21,6 +21,7 @@ from genseg.errors import EXIT_OK, EXIT_STOPPED, InputFaults, RunFailed
 from genseg.events import parse_event
 from genseg.imageio import read_scan
 from genseg.inference import Predictor
+from genseg.methods.shapes import ShapePool
 from genseg.predict import predict_cases
 from genseg.runfolder import RunFolder, read_json
 from genseg.train import resume
@@ -70,11 +71,23 @@ def test_a_stopped_run_goes_on_to_the_same_weights_bit_for_bit(stage, tiny, whol
     assert differences(whole.last, out.last) == []
     assert differences(whole.best, out.best) == []
     assert {name.split("/")[0] for name in tensors(out.last)} == {
-        "agreement", "segmenter", "average", "generator", "discriminator", "meta", "optimiser"
+        "agreement", "shapes", "segmenter", "average", "generator", "discriminator", "meta", "optimiser"
     }  # fmt: skip
     assert [e.resumed for e in map(parse_event, out.events.read_text().splitlines()) if e.event == "started"] == [
         False, True
     ]  # fmt: skip
+
+
+def test_a_run_stopped_while_it_learns_shapes_goes_on_to_the_same_weights(tiny, whole, tmp_path, monkeypatch):
+    out, original = RunFolder(tmp_path / "run"), ShapePool.find
+    with monkeypatch.context() as patch:
+        patch.setattr(ShapePool, "find", lambda self: (original(self), out.stop.touch()))
+        assert run_train(tiny, out.path, STEPS).status == EXIT_STOPPED
+    found = [name for name in tensors(out.last) if name.startswith("shapes/")]
+    assert counters(out)["pretrain_step"] == 0 and found == ["shapes/0"]
+    assert listen(out, lambda log: resume(out.path, log)).status == EXIT_OK
+    assert len([name for name in tensors(out.last) if name.startswith("shapes/")]) == 2
+    assert differences(whole.last, out.last) == [] and differences(whole.best, out.best) == []
 
 
 def test_a_stopped_run_segments_new_scans(tiny, tmp_path, monkeypatch):

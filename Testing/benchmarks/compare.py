@@ -11,6 +11,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -34,17 +35,16 @@ class Run:
     unlabelled: int
     method: str
     seed: int
-
-    limit: str  # of training: "480s", or a number of iterations
+    budget: str
 
     def go(self, out: Path) -> dict[str, str] | None:
-        """Train, predict, evaluate. → the row, None where the run failed."""
-        folder = out / f"{self.data}-{self.labelled}-{self.method}-{self.seed}-{self.limit}"
+        """Train, predict, evaluate; what an interrupted comparison left is begun again. → the row, None if it fails."""
+        folder = out / f"{self.data}-{self.labelled}-{self.method}-{self.seed}-{self.budget}"
+        shutil.rmtree(folder, ignore_errors=True)
         command = [
             sys.executable, "-m", "genseg", "train", str(DATA / self.data), "--out", str(folder),
             "--labelled", str(self.labelled), "--unlabelled", str(self.unlabelled),
-            "--method", self.method, "--seed", str(self.seed),
-            "--iterations" if self.limit.isdigit() else "--budget", self.limit,
+            "--method", self.method, "--seed", str(self.seed), "--budget", self.budget,
         ]  # fmt: skip
         done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         if done.returncode:
@@ -52,12 +52,18 @@ class Run:
             return None
         mean = json.loads((folder / "metrics.json").read_text())["test"]["mean"]
         steps = json.loads((folder / "checkpoints" / "last.json").read_text())["step"]
-        figures = {name: f"{mean[name]:.4f}" for name in ("dice", "hd95_mm", "nsd")}
+        figures = {name: "" if mean[name] is None else f"{mean[name]:.4f}" for name in ("dice", "hd95_mm", "nsd")}
         print(f"{folder.name}: {figures['dice']}", file=sys.stderr, flush=True)
-        return self.key() | {"steps": str(steps)} | figures
+        return self.key() | {"steps": str(steps)} | figures | {"code": _code()}
 
     def key(self) -> dict[str, str]:
         return {name: str(value) for name, value in asdict(self).items()}
+
+
+def _code() -> str:
+    """The commit that a row was made with; delete the rows of a code that has changed since."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 class Rows:
@@ -73,10 +79,12 @@ class Rows:
     def add(self, row: dict[str, str]) -> None:
         with self.lock:
             self.rows.append(row)
-            with self.path.open("w", newline="") as file:
+            temporary = self.path.with_suffix(".part")
+            with temporary.open("w", newline="") as file:
                 writer = csv.DictWriter(file, list(row), lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(self.rows)
+            os.replace(temporary, self.path)
 
 
 def table(runs: list[Run], rows: Rows) -> str:
@@ -103,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     parser.add_argument("--rows", type=Path, help="CSV of finished runs [OUT/rows.csv]")
-    parser.add_argument("--budget", default="480s", help="training time, or a number of iterations")
+    parser.add_argument("--budget", default="480s", help="training time of each run")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--sets", nargs="*", default=[name for name, _, _ in SETS])

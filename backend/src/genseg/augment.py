@@ -53,7 +53,7 @@ class SpatialDraw(Draw):
     scale: Tensor  # [n, 1 + d] -1..1: common, then each axis
     elastic: Tensor  # [n, d, g, ...] about N(0, 1)
     mirror: Tensor  # [n, d] +1 or -1
-    shape: Tensor  # [n, d, g, ...] displacement in voxels, over the whole scan; 0 leaves its shape
+    bend: Tensor  # [n, d, g, ...] towards another scan's shape: voxels, over the whole scan; 0 leaves it
 
 
 @dataclass
@@ -82,7 +82,7 @@ def draw_spatial(centre: Tensor, mirror_axes: list[int], rng: torch.Generator) -
         scale=_touched("scale", n, 1 + d, rng),
         elastic=elastic * _chosen("elastic", n, rng).view(n, *[1] * (d + 1)),
         mirror=mirror,
-        shape=torch.zeros(n, d, *[1] * d),
+        bend=torch.zeros(n, d, *[1] * d),
     )
 
 
@@ -141,9 +141,9 @@ def _sampling_grid(
         bend = F.interpolate(draw.elastic[i][None], patch, mode=mode, align_corners=True)[0].movedim(0, -1)
         position = position + bend * torch.tensor(patch, device=device) * LIMIT["elastic"] * strength["elastic"] / 2
     size = torch.tensor(shape, device=device)
-    if bool(draw.shape[i].any()):
+    if bool(draw.bend[i].any()):
         there = ((position + 0.5) * 2 / size - 1).flip(-1)[None]
-        other = F.grid_sample(draw.shape[i][None], there, padding_mode="border", align_corners=True)[0].movedim(0, -1)
+        other = F.grid_sample(draw.bend[i][None], there, padding_mode="border", align_corners=True)[0].movedim(0, -1)
         position = position + other * LIMIT["shape"] * strength["shape"]
     return ((position + 0.5) * 2 / size - 1).flip(-1)[None]
 

@@ -300,7 +300,6 @@ def sample(
     """Get sample data: hippocampus (MSD Task04, downloaded) or phantom (made on the spot, offline)."""
 
     def body(session: Session) -> None:
-        need_free(out)
         from genseg.sample import sample as get
 
         session.print(str(get(name, out, session.log)))

@@ -172,10 +172,10 @@ def _survival(labels: list[np.ndarray], classes: int, slice_axis: int | None, fa
 def _patch(shapes: np.ndarray, voxels: int, margin: float) -> list[int]:
     """Patch in multiples of 16, of 8 on short axes and for small scans: the largest scan with a margin, or a part."""
     want = shapes.max(axis=0) * margin
+    small = want.max() <= SMALL
     while np.prod(want) > voxels * 1.1:
         want = np.where(want == want.max(), want.max() * 0.95, want)
     # At least 16: with three levels that leaves four voxels at the coarsest, and bf16 is wrong below three there.
-    small = want.max() <= SMALL
     return [max(16, _multiple(side, 8 if small or side <= 40 else 16)) for side in want]
 
 

@@ -20,8 +20,10 @@ def compare_steps(state: RunState, console: Console) -> dict[str, float]:
     `frozen` a step after it, `run` the mean over a whole training, pretraining left out.
     """
     joint = state.joint
-    if joint.synthesis is not None and joint.synthesis.sources.shapes.missing:
-        joint.synthesis.sources.shapes.find()  # one is enough to cost what many cost
+    if joint.synthesis is not None:
+        shapes = joint.synthesis.sources.shapes
+        for _ in range(min(shapes.missing, len(state.prepared.labelled))):  # one for each: more cost a step no more
+            shapes.find()
     searching = stage_at(SYNTHETIC_FROM, 0, state.prepared.study.patients, state.settings)
     for group in joint.optimiser.param_groups:
         group["lr"] = 1e-6  # timing, not training

@@ -75,9 +75,9 @@ class Sampler:
         return (position[0] if self.plan.dims == 2 else 0), centre + jitter
 
     def depths(self, draw: BatchDraw) -> list[float]:
-        """How deep in its scan, 0..1, the slice of each sample lies."""
-        last = (self.cases[index].image.shape[1] - 1 for index in draw.cases)
-        return [slice_ / max(1, deepest) for slice_, deepest in zip(draw.slices, last, strict=True)]
+        """How deep in its scan, 0..1, the middle of each sample's slice lies."""
+        slices = (self.cases[index].image.shape[1] for index in draw.cases)
+        return [(slice_ + 0.5) / number for slice_, number in zip(draw.slices, slices, strict=True)]
 
     def load(self, draw: BatchDraw, strength: Strength = REFERENCE) -> tuple[Tensor, Tensor]:
         """→ image [n, C, *patch] with intensities changed, label [n, *patch] int64."""

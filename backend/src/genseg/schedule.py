@@ -7,7 +7,7 @@ from genseg.methods.joint import Stage
 from genseg.settings import Settings
 
 PRETRAIN_SHARE = 0.08  # of the time; in iterations: a quarter as many generator steps as segmenter steps
-SHAPES_SHARE = 0.04  # of the time, at most, for registering scans; in iterations: a map for five generator steps
+SHAPES_SHARE = 0.04  # of the time, at most, for registering scans; in iterations: a map for three generator steps
 SYNTHETIC_FROM = 0.2  # of the segmenter's training: before that it cannot judge a synthetic pair
 LEVEL3_UNTIL = 0.6  # then the learned meta-parameters are frozen and all labels are used
 WINDOW = 32  # steps for which a fold is held out; level 3 comes due twice in them, never at their very beginning
@@ -41,12 +41,12 @@ class Clock:
         assert self.settings.budget is not None
         return self.elapsed / (PRETRAIN_SHARE * self.settings.budget)
 
-    def shape_due(self, found: int) -> bool:
-        """Whether one more map to another scan's shape is to be found before the generator is pretrained."""
+    def shapes_wanted(self, found: int, possible: int) -> int:
+        """How many of the possible maps to other scans' shapes are to be found before the generator is pretrained."""
         if self.pretrain_total is not None:
-            return found < max(1, self.pretrain_total // 5)
+            return min(possible, max(1, self.pretrain_total // 3))
         assert self.settings.budget is not None
-        return self.elapsed < SHAPES_SHARE * self.settings.budget
+        return possible if self.elapsed < SHAPES_SHARE * self.settings.budget else found
 
     def progress(self, steps: int) -> float:
         """0..1 of the segmenter's training."""

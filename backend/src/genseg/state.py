@@ -122,8 +122,9 @@ class RunState:
         tensors, metadata = load_tensors(path)
         self.joint.agreement.copy_(tensors["agreement"])
         if self.joint.synthesis is not None:
-            shapes = _part(tensors, "shapes/")
-            self.joint.synthesis.sources.shapes.maps = [shapes[str(n)] for n in range(len(shapes))]
+            saved, shapes = _part(tensors, "shapes/"), self.joint.synthesis.sources.shapes
+            if len(saved) > len(shapes.maps):  # maps depend on the scans alone: those found since stay
+                shapes.maps = [saved[str(n)] for n in range(len(saved))]
         for name, module in self.modules().items():
             module.load_state_dict(_part(tensors, f"{name}/"))
         for name, optimiser in self.optimisers().items():
@@ -194,7 +195,7 @@ def _build_synthesis(prepared: Prepared, settings: Settings) -> Synthesis:
     layouts = plan.classes + CLUSTERS
     generator = _seeded(seed, "generator", lambda: build_generator(plan, layouts)).to(device)
     discriminator = _seeded(seed, "discriminator", lambda: build_discriminator(plan, layouts)).to(device)
-    sources = Sources.of(prepared.labelled, prepared.unlabelled, plan, seed)
+    sources = Sources.of(prepared.labelled, prepared.unlabelled, prepared.study.patients, plan, seed)
     rng = stream(seed, "meta parameters")
     meta = MetaParameters(generator, rng, settings.synthetic_weight, sources.operations).to(device)
     smaller, batch = meta_plan(plan)

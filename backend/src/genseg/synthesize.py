@@ -43,6 +43,7 @@ def make_pairs(state: RunState, count: int, seed: int, step: int) -> list[tuple[
         nearest, similarity = _nearest(state, draw, image)
         entry = {
             "source": joint.sampler.cases[draw.batch.cases[0]].id,
+            "implant": None if draw.implant is None else joint.sampler.cases[draw.implant.cases[0]].id,
             "parameters": _parameters(draw, number, seed),
             "agreement": agreement,
             "nearest": nearest,

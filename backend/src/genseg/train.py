@@ -121,7 +121,7 @@ def fit(run: RunFolder, state: RunState, clock: Clock, log: EventLog) -> int:
         if due:
             counters.checks = int(CHECKS * clock.share(counters.step) + 1e-9)  # a slow step may pass several
             check(run, state, log)
-        seen = _step(state, clock, pretraining, progress)
+        seen = _step(state, clock, pretraining, progress, log)
         if seen is None:
             recovery.make_smaller()
         elif not all(math.isfinite(value) for value in seen.values()):
@@ -130,24 +130,30 @@ def fit(run: RunFolder, state: RunState, clock: Clock, log: EventLog) -> int:
             _report(state, clock, pretraining, progress, seen, log)
 
 
-def _step(state: RunState, clock: Clock, pretraining: bool, progress: float) -> dict[str, float] | None:
+def _step(state: RunState, clock: Clock, pretraining: bool, progress: float, log: EventLog) -> dict[str, float] | None:
     """What a step saw; None where memory ran out. Then everything the step held is free again on return."""
     try:
-        return _pretrain_step(state, clock) if pretraining else _train_step(state, progress)
+        return _pretrain_step(state, clock, log) if pretraining else _train_step(state, progress)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return None
 
 
-def _pretrain_step(state: RunState, clock: Clock) -> dict[str, float]:
+def _pretrain_step(state: RunState, clock: Clock, log: EventLog) -> dict[str, float]:
     """First maps to other scans' shapes, one at a time, then steps of level 1 alone, on augmented real pairs."""
     joint, counters = state.joint, state.counters
     assert joint.synthesis is not None
     shapes = joint.synthesis.sources.shapes
     seen: dict[str, float] = {}
-    if counters.pretrain_step == 0 and shapes.missing and clock.shape_due(len(shapes.maps)):
+    if counters.pretrain_step == 0 and len(shapes.maps) < clock.shapes_wanted(len(shapes.maps), len(shapes.pairs)):
         shapes.find()
+        if len(shapes.maps) == len(shapes.pairs) and shapes.failed:
+            log.warn(
+                "not_registered",
+                f"{shapes.failed} of {len(shapes.pairs)} registrations between scans did not succeed; the synthetic "
+                "pairs do without the shapes of those scans.",
+            )
     else:
         seen = joint.pretrain(joint.synthesis, counters.pretrain_step)
         counters.pretrain_step += 1
@@ -196,7 +202,8 @@ def _report(
     if step == 0:
         assert state.joint.synthesis is not None
         shapes = state.joint.synthesis.sources.shapes
-        log.emit(Progress(phase="shapes", step=len(shapes.maps), total=len(shapes.pairs)))
+        found = len(shapes.maps)
+        log.emit(Progress(phase="shapes", step=found, total=clock.shapes_wanted(found, len(shapes.pairs))))
         return
     for name, value in seen.items():
         log.emit(Metric(name=f"pretrain/{name}", value=value, step=step))

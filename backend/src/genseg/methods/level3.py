@@ -15,6 +15,7 @@ from genseg.augment import OPERATIONS
 from genseg.networks.generator import SpadeGenerator
 
 STRENGTH_RANGE = (0.1, 2.5)
+SHAPE_RANGE = (0.1, 1.2)  # of the way to another patient's shape; much beyond it nobody looks so
 WEIGHT_RANGE = (0.0, 2.0)
 SHARE_RANGE = (0.1, 0.9)
 
@@ -32,13 +33,19 @@ class MetaParameters(nn.Module):
         self.mixture = nn.Parameter(1e-3 * torch.randn(generator.levels, 3, generator=rng))
         self.noise_log = nn.Parameter(torch.full((generator.levels + 1,), math.log(0.1)))
         self.style_log = nn.Parameter(torch.full((1,), math.log(0.2)))  # spread about a real style, in SDs of styles
-        self.strength_logit = nn.Parameter(torch.full((len(self.operations),), _logit(1.0, STRENGTH_RANGE)))
+        ranges = [self._range(name) for name in self.operations]
+        self.strength_logit = nn.Parameter(torch.tensor([_logit(1.0, bounds) for bounds in ranges]))
         self.weight_logit = nn.Parameter(torch.full((1,), _logit(0.7, WEIGHT_RANGE)))
         self.share_logit = nn.Parameter(torch.full((1,), _logit(0.6, SHARE_RANGE)))
 
     def strength(self) -> dict[str, Tensor]:
         """Strength of each augmentation of the synthetic pairs (mask warp and intensities)."""
-        return dict(zip(self.operations, _bounded(self.strength_logit, STRENGTH_RANGE), strict=True))
+        logits = zip(self.operations, self.strength_logit, strict=True)
+        return {name: _bounded(logit, self._range(name)) for name, logit in logits}
+
+    @staticmethod
+    def _range(operation: str) -> tuple[float, float]:
+        return SHAPE_RANGE if operation == "shape" else STRENGTH_RANGE
 
     def weight(self) -> Tensor:
         """γ, a scalar; a constant where the user fixed it."""
@@ -47,7 +54,7 @@ class MetaParameters(nn.Module):
         return _bounded(self.weight_logit, WEIGHT_RANGE)[0]
 
     def share(self) -> Tensor:
-        """ρ, a scalar: share of the segmenter's steps that see synthetic pairs beside the real ones."""
+        """ρ, a scalar: share of the segmenter's steps that give half of their batch to synthetic pairs."""
         return _bounded(self.share_logit, SHARE_RANGE)[0]
 
     def readings(self) -> dict[str, float]:

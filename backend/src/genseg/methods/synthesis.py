@@ -82,10 +82,11 @@ class Sources:
         return [name for name in OPERATIONS if name != "shape" or self.shapes.pairs]
 
     @classmethod
-    def of(cls, labelled: list[WorkingCase], unlabelled: list[WorkingCase], plan: Plan, seed: int) -> "Sources":
-        return cls(
-            StylePool(labelled + unlabelled, plan, seed), ShapePool(labelled, unlabelled, plan), not plan.physical
-        )
+    def of(
+        cls, labelled: list[WorkingCase], unlabelled: list[WorkingCase], patients: list[str], plan: Plan, seed: int
+    ) -> "Sources":
+        styles = StylePool(labelled + unlabelled, plan, seed)
+        return cls(styles, ShapePool(labelled, unlabelled, patients, plan), implants=not plan.physical)
 
 
 @dataclass
@@ -106,8 +107,8 @@ class SyntheticDraw:
         batch = sampler.draw(n, rng, among)
         style, deviation = sources.styles.draw(n, rng)
         noise = generator.draw_noise(n, sampler.plan.patch, rng)
-        shape = sources.shapes.draw(batch.cases, sampler.depths(batch), rng)
-        batch = replace(batch, spatial=replace(batch.spatial, shape=shape))
+        bend = sources.shapes.draw(batch.cases, sampler.depths(batch), rng, among)
+        batch = replace(batch, spatial=replace(batch.spatial, bend=bend))
         return cls(batch, sampler.draw(n, rng, among) if sources.implants else None, style, deviation, noise)
 
     def layout(self, sampler: Sampler, strength: Strength) -> Tensor:
