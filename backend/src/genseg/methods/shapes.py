@@ -73,8 +73,7 @@ class ShapePool:
         """
         drawn = []
         for case, depth in zip(cases, depths, strict=True):
-            maps = [found for found, pair in zip(self.maps, self.pairs, strict=False)
-                    if pair[0] == case and bool(found.any()) and (among is None or pair[1] >= self.labelled or pair[1] in among)]  # fmt: skip
+            maps = self._usable(case, among)
             choice = torch.randint(max(1, len(maps)), (2,), generator=rng).tolist()
             share = float(torch.rand(1, generator=rng))
             if maps:
@@ -83,6 +82,15 @@ class ShapePool:
                 mixed = torch.zeros(self.dims, *[LATTICE] * 3)
             drawn.append(mixed if self.dims == 3 else _at_depth(mixed, depth))
         return torch.stack(drawn)
+
+    def _usable(self, case: int, among: Sequence[int] | None) -> list[Tensor]:
+        """The maps of a labelled scan, without those to scans that are held out and those that were not found."""
+        mine = [(found, pair[1]) for found, pair in zip(self.maps, self.pairs, strict=False) if pair[0] == case]
+        return [
+            found
+            for found, other in mine
+            if bool(found.any()) and (among is None or other >= self.labelled or other in among)
+        ]
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
