@@ -86,7 +86,7 @@ def test_short_axes_are_registered_too(shape, dims):
 
 
 def test_a_map_that_lost_its_way_is_not_used_and_said(data):
-    one, other = (WorkingCase(c.id, c.image, None) for c in scans(data, "acdc", 3)[::2])
+    one, other = (WorkingCase(c.id, c.image, None) for c in scans(data, "acdc", 5)[::4])
     pool = ShapePool([one], [other], ["a"], planned(data, "acdc", 2))
     pool.find()
     assert pool.failed == 1 and not pool.draw([0], [0.5], torch.Generator().manual_seed(0)).any()
