@@ -113,7 +113,7 @@ def test_maps_lead_from_every_labelled_scan_to_others_never_to_itself(state):
 def test_only_synthetic_pairs_have_the_shape_of_others_and_half_way_at_half_strength(state):
     joint, s = state.joint, state.joint.synthesis
     real = joint.sampler.draw(2, stream(0, "real", 1))
-    assert not real.spatial.bend.any()
+    assert not real.spatial.bend.any(), "a draw bends nothing by itself"
     made = SyntheticDraw.make(2, joint.sampler, s.sources, s.generator, stream(0, "synthetic", 1))
     assert made.batch.spatial.bend.any()
     none, half, whole = (made.layout(joint.sampler, {**UNCHANGED, "shape": v}) for v in (0.0, 0.5, 1.0))
@@ -180,6 +180,15 @@ def test_photographs_get_a_second_scans_structures_instead(data):
     shares = draw_.soft_layout(joint.sampler, UNCHANGED, s.layouts)
     assert torch.allclose(shares.sum(1), torch.ones_like(shares[:, 0]), atol=1e-5) and float(shares.min()) > -1e-5
     assert float((shares.argmax(1) == both).float().mean()) > 0.95
+
+
+def test_half_of_the_real_pairs_are_bent_and_none_where_the_synthetic_weight_is_0(data):
+    ready = prepared(data, "hippocampus", 2, 2)
+    for weight, low, high in ((None, 0.3, 0.7), (0.0, 0.0, 0.0)):
+        joint = built(ready, synthetic_weight=weight).joint
+        drawn = [joint._real_draw(2, step, Stage()).spatial.bend for step in range(60)]
+        share = float(torch.cat([bend.flatten(1).any(1) for bend in drawn]).float().mean())
+        assert low <= share <= high
 
 
 def test_synthetic_pairs_take_the_place_of_half_of_the_real_ones(data):

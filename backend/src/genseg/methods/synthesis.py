@@ -88,6 +88,14 @@ class Sources:
         styles = StylePool(labelled + unlabelled, plan, seed)
         return cls(styles, ShapePool(labelled, unlabelled, patients, plan), implants=not plan.physical)
 
+    def bend(
+        self, batch: BatchDraw, sampler: Sampler, rng: torch.Generator, among: list[int] | None, share: float = 1.0
+    ) -> BatchDraw:
+        """The same draw with a share of its samples in the shapes of other scans."""
+        bend = self.shapes.draw(batch.cases, sampler.depths(batch), rng, among)
+        chosen = (torch.rand(len(batch), generator=rng) < share).view(-1, *[1] * (bend.ndim - 1))
+        return replace(batch, spatial=replace(batch.spatial, bend=bend * chosen))
+
 
 @dataclass
 class SyntheticDraw:
@@ -107,8 +115,7 @@ class SyntheticDraw:
         batch = sampler.draw(n, rng, among)
         style, deviation = sources.styles.draw(n, rng)
         noise = generator.draw_noise(n, sampler.plan.patch, rng)
-        bend = sources.shapes.draw(batch.cases, sampler.depths(batch), rng, among)
-        batch = replace(batch, spatial=replace(batch.spatial, bend=bend))
+        batch = sources.bend(batch, sampler, rng, among)
         return cls(batch, sampler.draw(n, rng, among) if sources.implants else None, style, deviation, noise)
 
     def layout(self, sampler: Sampler, strength: Strength) -> Tensor:
