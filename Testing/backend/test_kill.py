@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="processes are forked from one that has loaded everything"),
 ]
-STEPS = 24
+STEPS = 30
 KILLS = 20
 SEED = 7
 
@@ -128,7 +128,7 @@ def test_a_run_killed_at_twenty_random_moments_ends_as_the_uninterrupted_one_bit
             assert not run_until(watcher, study, lambda: False, 600)
         run = watcher.run
         assert run.done.exists() and leftovers(run.path) == []
-        for name in ("last", "best", "generator"):
+        for name in ("last", "best"):
             assert differences(getattr(whole, name), getattr(run, name)) == []
         assert read_json(run.metrics)["test"]["mean"] == read_json(whole.metrics)["test"]["mean"]
         for index in ("predictions_index", "synthetic_index"):

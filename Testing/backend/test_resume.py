@@ -27,7 +27,7 @@ from genseg.runfolder import RunFolder, read_json
 from genseg.train import resume
 
 pytestmark = pytest.mark.slow
-STEPS = 24
+STEPS = 30
 
 
 @pytest.fixture(scope="module")

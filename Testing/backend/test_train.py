@@ -84,7 +84,7 @@ def test_every_event_line_is_ascii_and_parses_and_the_run_is_told_from_start_to_
     assert told[0].method == "genseg" and not told[0].resumed and told[0].run == str(finished.run.path)
     assert told[1].plan == read_json(finished.run.plan)
     assert told[-1].status == 0 and Path(told[-1].model) == finished.run.best
-    assert {event.phase for event in told if event.event == "progress"} == {"train", "predict", "report"}
+    assert {event.phase for event in told if event.event == "progress"} == {"shapes", "train", "predict", "report"}
     steps = [event.step for event in told if event.event == "progress" and event.phase == "train"]
     assert steps == sorted(steps) and steps[-1] == 20
     written = [event for event in told if event.event in ("synthetic", "prediction")]
@@ -168,9 +168,9 @@ def test_a_run_without_generator_synthesizes_nothing_and_says_why(tiny, tmp_path
 @pytest.mark.parametrize("method", ["genseg", "separate", "supervised"])
 @pytest.mark.parametrize("labelled", [1, 2, 5])
 def test_every_method_goes_through_every_stage_with_1_2_and_5_labelled(method, labelled, data, tmp_path):
-    """22 steps: nothing synthetic at first, then level 1 (and 3), then all frozen; a meta step is due at 10."""
+    """30 steps: nothing synthetic at first, then level 1 (and 3), then all frozen; a step of level 3 is due at 16."""
     study = tiny_study(data / "hippocampus", tmp_path / "study", labelled, test=0)
-    outcome = run_train(study, tmp_path / "run", iterations=22, method=method)
+    outcome = run_train(study, tmp_path / "run", iterations=30, method=method)
     assert outcome.status == EXIT_OK and outcome.run.done.exists() and is_finite(outcome.run.last)
     emitted = {event.name for event in outcome.named("metric")}
     assert ("meta/gradient_norm" in emitted) == (method == "genseg")
