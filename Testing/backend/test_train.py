@@ -84,7 +84,8 @@ def test_every_event_line_is_ascii_and_parses_and_the_run_is_told_from_start_to_
     assert told[0].method == "genseg" and not told[0].resumed and told[0].run == str(finished.run.path)
     assert told[1].plan == read_json(finished.run.plan)
     assert told[-1].status == 0 and Path(told[-1].model) == finished.run.best
-    assert {event.phase for event in told if event.event == "progress"} == {"shapes", "train", "predict", "report"}
+    phases = {event.phase for event in told if event.event == "progress"}
+    assert phases - {"pretrain"} == {"shapes", "train", "predict", "report"}  # a short pretraining may go untold
     steps = [event.step for event in told if event.event == "progress" and event.phase == "train"]
     assert steps == sorted(steps) and steps[-1] == 20
     written = [event for event in told if event.event in ("synthetic", "prediction")]
