@@ -58,7 +58,7 @@ def built(ready: Prepared, method: str = "genseg", seed: int = 0, **chosen: obje
     state = build_state(ready, settings)
     if state.joint.synthesis is not None:
         shapes = state.joint.synthesis.sources.shapes
-        for _ in range(min(2, shapes.missing)):
+        for _ in range(min(2, len(shapes.pairs))):
             shapes.find()
     return state
 

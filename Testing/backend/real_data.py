@@ -6,8 +6,5 @@ from pathlib import Path
 import pytest
 
 DATA = Path(os.environ.get("GENSEG_DATA") or Path(__file__).parents[3] / "shared" / "data")
-REASON = f"real scans are needed, but {DATA} does not hold them: set GENSEG_DATA to their folder"
-PRESENT = (DATA / "hippocampus" / "dataset.json").exists()
 
-# In CI nothing is skipped: a test without its scans fails there.
-needs_data = pytest.mark.skipif(not PRESENT and not os.environ.get("CI"), reason=REASON)
+needs_data = pytest.mark.usefixtures("data")  # which decides what happens where there are none

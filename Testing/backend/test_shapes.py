@@ -18,8 +18,10 @@ from genseg.prepare import load
 from genseg.preprocess import WorkingCase
 from genseg.randomness import stream
 from genseg.sampling import Sampler
+from genseg.schedule import Clock
 from genseg.state import RunState
 from genseg.study import read_study
+from genseg.train import _pretrain_step
 
 
 def scans(data: Path, name: str, count: int) -> list[WorkingCase]:
@@ -203,3 +205,16 @@ def test_synthetic_pairs_take_the_place_of_half_of_the_real_ones(data):
         sizes.add(tuple(seen))
     hook.remove()
     assert sizes == {(2,), (1, 1)}, "two real ones, or one of each; never three"
+
+
+def test_registrations_that_failed_are_told_when_the_search_ends_also_before_the_last_pair(data):
+    state = built(prepared(data, "hippocampus", 2))
+    shapes = state.joint.synthesis.sources.shapes
+    shapes.maps[0] = torch.zeros_like(shapes.maps[0])
+    told = []
+    clock = Clock(state.settings.model_copy(update={"iterations": 24}))
+    assert clock.shapes_wanted(2, len(shapes.pairs)) == len(shapes.maps) == 2 < len(shapes.pairs)
+    for _ in range(2):
+        _pretrain_step(state, clock, EventLog([told.append]))
+    assert [event.code for event in told] == ["not_registered"]
+    assert told[0].message.startswith("1 of 2 ")

@@ -23,7 +23,7 @@ from threading import Lock
 
 METHODS = ("supervised", "separate", "genseg")
 SETS = (("hippocampus", 1, 40), ("isic2017", 5, 40), ("kvasir", 5, 40))  # name, labelled, unlabelled
-DATA = Path(os.environ.get("GENSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("GENSEG_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 
 @dataclass(frozen=True)

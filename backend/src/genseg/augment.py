@@ -25,7 +25,7 @@ LIMIT = {
     "noise": 0.25,  # SD of the Gaussian noise
     "blur": 1.2,  # sigma in voxels
     "low_resolution": 1.0,  # how far towards the sample at half resolution
-    "shape": 1.0,  # how far towards the shape of another patient; only synthetic pairs
+    "shape": 1.0,  # how far towards the shape of another patient; only where there are maps to others
 }
 SHARE = {
     "rotate": 0.6, "scale": 0.6, "elastic": 0.5, "brightness": 0.5, "contrast": 0.5,

@@ -22,7 +22,7 @@ def compare_steps(state: RunState, console: Console) -> dict[str, float]:
     joint = state.joint
     if joint.synthesis is not None:
         shapes = joint.synthesis.sources.shapes
-        for _ in range(min(shapes.missing, len(state.prepared.labelled))):  # one for each: more cost a step no more
+        for _ in range(min(len(shapes.pairs), len(state.prepared.labelled))):  # one for each: more cost a step no more
             shapes.find()
     searching = stage_at(SYNTHETIC_FROM, 0, state.prepared.study.patients, state.settings)
     for group in joint.optimiser.param_groups:

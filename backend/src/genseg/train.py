@@ -148,13 +148,13 @@ def _pretrain_step(state: RunState, clock: Clock, log: EventLog) -> dict[str, fl
     seen: dict[str, float] = {}
     if counters.pretrain_step == 0 and len(shapes.maps) < clock.shapes_wanted(len(shapes.maps), len(shapes.pairs)):
         shapes.find()
-        if len(shapes.maps) == len(shapes.pairs) and shapes.failed:
+    else:
+        if counters.pretrain_step == 0 and shapes.failed:
             log.warn(
                 "not_registered",
-                f"{shapes.failed} of {len(shapes.pairs)} registrations between scans did not succeed; the synthetic "
-                "pairs do without the shapes of those scans.",
+                f"{shapes.failed} of {len(shapes.maps)} registrations between scans did not succeed; training does "
+                "without the shapes of those scans.",
             )
-    else:
         seen = joint.pretrain(joint.synthesis, counters.pretrain_step)
         counters.pretrain_step += 1
     clock.tick()

@@ -47,10 +47,6 @@ class ShapePool:
         self.pairs = self.pairs[:: max(1, min(len(self.pairs), len(labelled)) // MAPS)][:MAPS]
 
     @property
-    def missing(self) -> int:
-        return len(self.pairs) - len(self.maps)
-
-    @property
     def failed(self) -> int:
         """How many of the maps that were looked for were not found."""
         return sum(not bool(found.any()) for found in self.maps)

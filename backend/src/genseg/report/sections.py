@@ -179,7 +179,7 @@ def _panels(curves: dict[str, Points]) -> list[Panel]:
               "Should fall and then level off. If it falls on real scans but rises on held-back scans, the model "
               "learns by heart: more labelled scans would help."),
         Panel("Overlap on scans held back for a while", "Dice", pick("dice/validation"),
-              "On labelled scans that were left out for the last 20 steps but trained on before; with a single "
+              "On labelled scans that were left out for up to the last 32 steps but trained on before; with a single "
               "labelled scan, on changed copies of it. So it flatters: only test scans tell how good the model is. "
               "Where it is still rising at the end, a longer run would pay.", (0.0, 1.0)),
         Panel("Generator against discriminator", "loss", pick("loss/generator", "loss/discriminator"),
