@@ -1,6 +1,7 @@
 """Shapes of other scans, on real ones: a map brings the labels nearer, exactly where it says, and never for photos."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from genseg.cases import draw
 from genseg.events import EventLog
 from genseg.methods.joint import Stage
 from genseg.methods.shapes import MAPS, ShapePool, register
-from genseg.methods.synthesis import SyntheticDraw, label_of
+from genseg.methods.synthesis import SyntheticDraw, implanted, label_of
 from genseg.prepare import load
 from genseg.preprocess import WorkingCase
 from genseg.randomness import stream
@@ -188,9 +189,38 @@ def test_half_of_the_real_pairs_are_bent_and_none_where_the_synthetic_weight_is_
     ready = prepared(data, "hippocampus", 2, 2)
     for weight, low, high in ((None, 0.3, 0.7), (0.0, 0.0, 0.0)):
         joint = built(ready, synthetic_weight=weight).joint
-        drawn = [joint._real_draw(2, step, Stage()).spatial.bend for step in range(60)]
+        drawn: list[Tensor] = []
+        with patch.object(joint.sampler, "load", side_effect=lambda draw: (draw.spatial.bend, None)):
+            for step in range(60):
+                drawn.append(joint._real_pairs(2, step, Stage())[0])
         share = float(torch.cat([bend.flatten(1).any(1) for bend in drawn]).float().mean())
         assert low <= share <= high
+
+
+def test_half_of_the_real_photographs_hold_structures_of_a_second_one_and_none_of_a_held_out_one(data):
+    ready = prepared(data, "isic2017", 3, 2)
+    joint, plain = built(ready).joint, built(ready, synthetic_weight=0.0).joint
+    asked = []
+    draw = joint.sampler.draw
+    with patch.object(joint.sampler, "draw", lambda n, rng, among: asked.append(among) or draw(n, rng, among)):
+        image, layout = joint._real_pairs(4, 7, Stage(train=[0, 2]))
+    before, layout_before = plain._real_pairs(4, 7, Stage(train=[0, 2]))
+    assert asked == [[0, 2], [0, 2]]
+    assert torch.equal(image[:2], before[:2]) and torch.equal(layout[:2], layout_before[:2])
+    changed = layout[2:] != layout_before[2:]
+    assert bool(changed.any()) and bool((layout[2:][changed] < joint.plan.classes).all())
+    assert not torch.equal(image[2:], before[2:])
+
+
+def test_an_implanted_structure_has_its_own_texture_and_leaves_the_photograph_around_it_as_it_is():
+    image, other = torch.full((1, 3, 40, 40), 0.5), torch.randn(1, 3, 40, 40, generator=stream(0, "other"))
+    layout, structure = torch.full((1, 40, 40), 4), torch.zeros(1, 40, 40, dtype=torch.int64)
+    structure[:, 10:30, 10:30] = 1
+    seen, labels = implanted((image, layout), (other, structure), 2)
+    matched = other - other.mean((2, 3), keepdim=True) + 0.5
+    assert torch.allclose(seen[..., 15:25, 15:25], matched[..., 15:25, 15:25], atol=1e-5)
+    assert torch.equal(seen[..., :6, :], image[..., :6, :])
+    assert bool((labels[structure == 1] == 1).all()) and bool((labels[structure == 0] == 4).all())
 
 
 def test_synthetic_pairs_take_the_place_of_half_of_the_real_ones(data):

@@ -27,7 +27,7 @@ from genseg.methods.synthesis import Sources, SyntheticDraw, label_of, soft_labe
 from genseg.networks.generator import SpadeGenerator, style_of
 from genseg.plan import Plan
 from genseg.randomness import stream
-from genseg.sampling import BatchDraw, Sampler
+from genseg.sampling import Sampler
 
 L1_WEIGHT = 10.0  # λ of level 1
 READ_BACK_WEIGHT = 0.5  # of the segmenter's loss on what the generator makes
@@ -35,7 +35,6 @@ GENERATOR_EVERY = 8  # level-2 steps for one level-1 step
 META_EVERY = 16  # level-2 steps for one level-3 step
 GRADIENT_CLIP = 12.0
 META_CLIP = 1.0
-BENT = 0.5  # share of the real pairs that are bent to the shape of another scan
 GATE = 0.5  # a synthetic pair is left out where the segmenter agrees less than this part of its agreement on real ones
 
 
@@ -91,7 +90,7 @@ class Joint:
         """One step of level 2, and of levels 1 and 3 when due. → losses and what level 3 learned."""
         synthetic = self._with_synthetic(step, stage)
         n = max(1, self.plan.batch - self._half) if synthetic else self.plan.batch  # synthetic pairs take their place
-        image, layout = self.sampler.load(self._real_draw(n, step, stage))
+        image, layout = self._real_pairs(n, step, stage)
         label, seen = label_of(layout, self.plan.classes), {}
         with self.device.autocast():
             logits = self.segmenter(image)
@@ -116,13 +115,12 @@ class Joint:
             seen |= self._level1(self.synthesis, image[half], layout[half], step, self.synthesis.closed_loop)
         return seen
 
-    def _real_draw(self, n: int, step: int, stage: Stage) -> BatchDraw:
-        """n real pairs, some of them in the shape of another patient, where such shapes are known."""
+    def _real_pairs(self, n: int, step: int, stage: Stage) -> tuple[Tensor, Tensor]:
+        """n real images [n, C, *patch] and layouts [n, *patch]; with a generator they, too, take from other scans."""
         draw = self.sampler.draw(n, stream(self.seed, "real", step), stage.train)
         if self.synthesis is None or self.synthesis.meta.fixed_weight == 0:
-            return draw
-        rng = stream(self.seed, "real shape", step)
-        return self.synthesis.sources.bend(draw, self.sampler, rng, stage.train, BENT)
+            return self.sampler.load(draw)
+        return self.synthesis.sources.vary(draw, self.sampler, stream(self.seed, "real shape", step), stage.train)
 
     @property
     def _half(self) -> int:

@@ -17,6 +17,8 @@ from genseg.randomness import stream
 from genseg.sampling import BatchDraw, Sampler
 
 CLUSTERS = 4  # grey levels into which the background of a layout is divided
+VARIED = 0.5  # share of the real pairs that take from another scan, too
+EDGE = 1.5  # voxels: how softly an implanted structure passes into the photograph around it
 
 
 def layout_of(image: Tensor, label: Tensor, classes: int) -> Tensor:
@@ -44,6 +46,16 @@ def soft_label_of(layout: Tensor, classes: int) -> Tensor:
     """Layout shares [n, L, *patch] → label shares [n, classes, *patch]."""
     structures = layout[:, 1:classes]
     return torch.cat([1 - structures.sum(1, keepdim=True), structures], 1)
+
+
+def implanted(pair: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], classes: int) -> tuple[Tensor, Tensor]:
+    """The structures of `other`, image and layout, put into `pair`, in its mean colours and with soft edges."""
+    image, layout = pair
+    axes = tuple(range(2, image.ndim))
+    matched = other[0] + image.mean(axes, keepdim=True) - other[0].mean(axes, keepdim=True)
+    structure = (other[1] > 0) & (other[1] < classes)
+    share = blur(structure[:, None].to(image.dtype), torch.full((len(image),), EDGE, device=image.device))
+    return torch.lerp(image, matched, share), torch.where(structure, other[1], layout)
 
 
 class StylePool:
@@ -87,6 +99,21 @@ class Sources:
     ) -> "Sources":
         styles = StylePool(labelled + unlabelled, plan, seed)
         return cls(styles, ShapePool(labelled, unlabelled, patients, plan), implants=not plan.physical)
+
+    def vary(
+        self, batch: BatchDraw, sampler: Sampler, rng: torch.Generator, among: list[int] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Real images and layouts of a draw, half of them in another patient's shape or with another's structures.
+
+        → image [n, C, *patch], layout [n, *patch].
+        """
+        image, layout = sampler.load(self.bend(batch, sampler, rng, among, VARIED))
+        if not self.implants:
+            return image, layout
+        count = max(1, int(len(batch) * VARIED))
+        other = sampler.load(sampler.draw(count, rng, among))
+        varied = implanted((image[-count:], layout[-count:]), other, sampler.plan.classes)
+        return torch.cat([image[:-count], varied[0]]), torch.cat([layout[:-count], varied[1]])
 
     def bend(
         self, batch: BatchDraw, sampler: Sampler, rng: torch.Generator, among: list[int] | None, share: float = 1.0
