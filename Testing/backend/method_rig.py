@@ -18,7 +18,7 @@ from genseg.settings import Settings
 from genseg.state import RunState, build_state
 from genseg.study import read_study
 
-PATCHES = {"hippocampus": [16, 16, 16], "isic2017": [32, 32], "acdc": [32, 32]}
+PATCHES = {"hippocampus": [16, 16, 16], "isic2017": [32, 32], "kvasir": [32, 32], "acdc": [32, 32]}
 CPU = Device(torch.device("cpu"), "processor", None, "fp32")
 
 

@@ -96,7 +96,7 @@ def trained_a_little(data, name: str, labelled: int = 2, steps: int = 6) -> tupl
     return joint, next_level3(first)
 
 
-CASES = [("isic2017", 2), ("hippocampus", 2), ("hippocampus", 1), ("acdc", 2)]
+CASES = [("isic2017", 2), ("kvasir", 3), ("hippocampus", 2), ("hippocampus", 1), ("acdc", 2)]
 
 
 @pytest.mark.parametrize(("name", "labelled"), CASES)

@@ -12,9 +12,10 @@ from torch import Tensor
 from genseg.augment import UNCHANGED
 from genseg.cases import draw
 from genseg.events import EventLog
+from genseg.imageio import read_label
 from genseg.methods.joint import Stage
 from genseg.methods.shapes import MAPS, ShapePool, register
-from genseg.methods.synthesis import SyntheticDraw, implanted, label_of
+from genseg.methods.synthesis import SyntheticDraw, implanted, label_of, scattered
 from genseg.prepare import load
 from genseg.preprocess import WorkingCase
 from genseg.randomness import stream
@@ -171,7 +172,7 @@ def test_maps_come_back_with_the_checkpoint(state, tmp_path):
 
 
 def test_photographs_get_a_second_scans_structures_instead(data):
-    state = built(prepared(data, "isic2017", 3, 2))
+    state = built(prepared(data, "kvasir", 3, 2))
     joint, s = state.joint, state.joint.synthesis
     assert s.sources.implants and not s.sources.shapes.pairs and "shape" not in s.meta.strength()
     draw_ = SyntheticDraw.make(6, joint.sampler, s.sources, s.generator, stream(0, "synthetic", 3))
@@ -198,7 +199,7 @@ def test_half_of_the_real_pairs_are_bent_and_none_where_the_synthetic_weight_is_
 
 
 def test_half_of_the_real_photographs_hold_structures_of_a_second_one_and_none_of_a_held_out_one(data):
-    ready = prepared(data, "isic2017", 3, 2)
+    ready = prepared(data, "kvasir", 3, 2)
     joint, plain = built(ready).joint, built(ready, synthetic_weight=0.0).joint
     asked = []
     draw = joint.sampler.draw
@@ -210,6 +211,16 @@ def test_half_of_the_real_photographs_hold_structures_of_a_second_one_and_none_o
     changed = layout[2:] != layout_before[2:]
     assert bool(changed.any()) and bool((layout[2:][changed] < joint.plan.classes).all())
     assert not torch.equal(image[2:], before[2:])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("name", "lie_anywhere"), [("kvasir", True), ("dsb2018", True), ("isic2017", False)])
+def test_polyps_and_nuclei_lie_anywhere_and_lesions_in_the_middle(data, name, lie_anywhere, seed):
+    study = draw(read_study(data / name), 5, 0, seed)
+    layouts = [torch.from_numpy(read_label(case.label, study.labels)[0].astype("int64")) for case in study.training]
+    layouts = [layout.reshape(1, *layout.shape[-2:]) for layout in layouts]
+    assert scattered(layouts, 2) == lie_anywhere
+    assert not scattered(layouts[:1], 2), "one photograph cannot tell"
 
 
 def test_an_implanted_structure_has_its_own_texture_and_leaves_the_photograph_around_it_as_it_is():

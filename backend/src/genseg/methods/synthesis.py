@@ -4,6 +4,7 @@ scan's structures implanted; a style from any scan; an image from the generator.
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genseg.augment import OPERATIONS, IntensityDraw, Strength, apply_intensity, blur
@@ -19,6 +20,7 @@ from genseg.sampling import BatchDraw, Sampler
 CLUSTERS = 4  # grey levels into which the background of a layout is divided
 VARIED = 0.5  # share of the real pairs that take from another scan, too
 EDGE = 1.5  # voxels: how softly an implanted structure passes into the photograph around it
+SCATTERED = 2.5  # times the overlap of structures placed at random: what lies together more has its place
 
 
 def layout_of(image: Tensor, label: Tensor, classes: int) -> Tensor:
@@ -58,6 +60,21 @@ def implanted(pair: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], classes
     return torch.lerp(image, matched, share), torch.where(structure, other[1], layout)
 
 
+def scattered(layouts: list[Tensor], classes: int) -> bool:
+    """Whether structures lie anywhere in their photographs, as polyps do, and not in a place of their own.
+
+    layouts [1, y, x] of any size. Two masks of shares a and b of their images overlap at random with a Dice of
+    2 a b / (a + b) on average; pairs that overlap `SCATTERED` times as much have their place. A single one cannot tell.
+    """
+    masks = [((layout > 0) & (layout < classes)).float()[None] for layout in layouts]
+    small = torch.cat([F.interpolate(mask, (64, 64), mode="area")[:, 0] for mask in masks]).flatten(1)
+    i, j = torch.triu_indices(len(small), len(small), 1)
+    share = small.mean(1)
+    total = (share[i] + share[j]).clamp_min(1e-6)
+    overlap = 2 * torch.minimum(small[i], small[j]).mean(1) / total
+    return len(i) > 0 and bool(overlap.mean() < SCATTERED * (2 * share[i] * share[j] / total).mean())
+
+
 class StylePool:
     """Styles of real scans, labelled or not: what a synthetic image may look like."""
 
@@ -86,7 +103,7 @@ class Sources:
 
     styles: StylePool
     shapes: ShapePool
-    implants: bool  # whether structures may lie anywhere, as in photographs, so that a second scan's can be added
+    implants: bool  # whether a second photograph's structures can be added, because they may lie anywhere
 
     @property
     def operations(self) -> list[str]:
@@ -98,7 +115,8 @@ class Sources:
         cls, labelled: list[WorkingCase], unlabelled: list[WorkingCase], patients: list[str], plan: Plan, seed: int
     ) -> "Sources":
         styles = StylePool(labelled + unlabelled, plan, seed)
-        return cls(styles, ShapePool(labelled, unlabelled, patients, plan), implants=not plan.physical)
+        implants = not plan.physical and scattered([c.label for c in labelled if c.label is not None], plan.classes)
+        return cls(styles, ShapePool(labelled, unlabelled, patients, plan), implants)
 
     def vary(
         self, batch: BatchDraw, sampler: Sampler, rng: torch.Generator, among: list[int] | None
