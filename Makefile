@@ -14,7 +14,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest Testing/backend -n $(JOBS) --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
+# What Slicer's libraries need to draw, as Debian 12 names it.
+DRAWING := libegl1 libgl1 libosmesa6 libxrender1
 
 DEMO := demo
 DATA ?=
@@ -35,7 +37,7 @@ help:
 
 env: $(READY)
 
-$(READY): backend/pyproject.toml backend/constraints.txt
+$(READY): backend/pyproject.toml backend/constraints.txt Testing/module/requirements.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and was not found. Name it: make env PYTHON=path"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV) || { echo "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	index=""; \
@@ -43,30 +45,34 @@ $(READY): backend/pyproject.toml backend/constraints.txt
 		$(BIN)/python -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)' $(CPU_INDEX)/torch/ 2>/dev/null; \
 		then index="--extra-index-url $(CPU_INDEX)"; fi; \
 	$(BIN)/pip install -c backend/constraints.txt $$index "$(TORCH)"
-	$(BIN)/pip install -c backend/constraints.txt -e "backend[dev]"
+	$(BIN)/pip install -c backend/constraints.txt -e "backend[dev]" -r Testing/module/requirements.txt
 	touch $@
 
-# The report's test opens it in Chromium.
+# The report's test opens it in Chromium; the module's tests draw with Slicer's libraries.
 system:
+	@if [ "$$(id -u)" = 0 ] && command -v dpkg >/dev/null && ! dpkg -s $(DRAWING) >/dev/null 2>&1; then \
+		apt-get update && apt-get install -y --no-install-recommends $(DRAWING); fi
 	@if command -v chromium >/dev/null || command -v google-chrome >/dev/null || command -v chromium-browser >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update && apt-get install -y --no-install-recommends chromium; \
 	else echo "The report's test needs Chromium or Chrome. On Debian: sudo apt-get install chromium"; fi
 
 test: $(READY) system
-	$(PYTEST)
+	$(PYTEST) Testing/backend
+	$(PYTEST) Testing/module
 
 quick: $(READY)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) Testing/backend -m "not slow"
+	$(PYTEST) Testing/module -m "not slow"
 
 lint: $(READY)
-	$(BIN)/ruff check backend Testing
-	$(BIN)/ruff format --check backend Testing
+	$(BIN)/ruff check backend Testing GenSegSlicer
+	$(BIN)/ruff format --check backend Testing GenSegSlicer
 	cd backend && ../$(BIN)/mypy
 
 format: $(READY)
-	$(BIN)/ruff check --fix backend Testing
-	$(BIN)/ruff format backend Testing
+	$(BIN)/ruff check --fix backend Testing GenSegSlicer
+	$(BIN)/ruff format backend Testing GenSegSlicer
 
 schema: $(READY)
 	$(BIN)/python -m genseg.events > docs/events.schema.json

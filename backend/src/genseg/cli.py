@@ -31,6 +31,9 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_def
 Out = Annotated[Path, typer.Option("--out", help="New or empty folder for the results.", show_default=False)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Events = Annotated[bool, typer.Option("--events", help="Print events as JSON lines, and nothing else, on stdout.")]
+Watch = Annotated[
+    bool, typer.Option("--watch-stdin", help="End as on Ctrl-C when standard input closes: for programs that start it.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 
 
@@ -88,11 +91,12 @@ def _need_model_folder(folder: Path) -> None:
         raise InputFaults([Fault("not_a_run", str(folder), "There is no such run folder.", remedy)])
 
 
-def _resume(context: typer.Context, run: Path, events: bool) -> None:
+def _resume(context: typer.Context, run: Path, events: bool, watch: bool) -> None:
     given = [
         name
         for name in context.params
-        if name not in ("resume", "events") and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+        if name not in ("resume", "events", "watch_stdin")
+        and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
     ]
     if given:
         raise typer.BadParameter(f"a resumed run keeps its settings, so leave out: {', '.join(given)}")
@@ -103,26 +107,26 @@ def _resume(context: typer.Context, run: Path, events: bool) -> None:
 
         return resume(run, session.log)
 
-    serve(body, programs=events, run=run)
+    serve(body, programs=events, run=run, watch=watch)
 
 
-def _train(settings: Settings, events: bool) -> None:
+def _train(settings: Settings, events: bool, watch: bool) -> None:
     def body(session: Session) -> int:
         need_free(settings.out)
         from genseg.train import train
 
         return train(settings, session.log)
 
-    serve(body, programs=events, run=settings.out)
+    serve(body, programs=events, run=settings.out, watch=watch)
 
 
-def _profile(settings: Settings, events: bool) -> None:
+def _profile(settings: Settings, events: bool, watch: bool) -> None:
     def body(session: Session) -> None:
         from genseg.train import profile
 
         profile(settings, session.log)
 
-    serve(body, programs=events)
+    serve(body, programs=events, watch=watch)
 
 
 @app.command()
@@ -152,13 +156,14 @@ def train(
     ] = None,
     resume: Annotated[Optional[Path], typer.Option(help="Go on with this run from its last checkpoint.")] = None,
     events: Events = False,
+    watch_stdin: Watch = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Print what a joint step costs, and train nothing.")
     ] = False,
 ) -> None:
     """Train on a study, or go on with a run."""
     if resume is not None:
-        _resume(context, resume, events)
+        _resume(context, resume, events, watch_stdin)
     if dataset is None:
         raise typer.BadParameter("give a DATASET to train on, or --resume RUN to go on with a run")
     if out is None and not profile:
@@ -180,7 +185,7 @@ def train(
         segmenter=segmenter,
         **limits,
     )
-    (_profile if profile else _train)(settings, events)
+    (_profile if profile else _train)(settings, events, watch_stdin)
 
 
 @app.command()
@@ -192,6 +197,7 @@ def predict(
     tta: Annotated[bool, typer.Option("--tta/--no-tta", help="Average over mirrored copies.")] = True,
     device: Device = "auto",
     events: Events = False,
+    watch_stdin: Watch = False,
 ) -> None:
     """Segment images with a trained model."""
 
@@ -210,7 +216,7 @@ def predict(
             session.print(f"{len(cases) - len(failed)} of {len(cases)} images segmented, in {out}")
         return EXIT_BAD_INPUT if failed else EXIT_OK
 
-    serve(body, programs=events)
+    serve(body, programs=events, watch=watch_stdin)
 
 
 @app.command()

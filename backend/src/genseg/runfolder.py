@@ -65,6 +65,8 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.done = self.path / "done"
         self.stop = self.path / "stop"
+        self.excluded = self.path / "excluded.json"  # synthetic pairs that the user does not want
+        self.exclusions = self.checkpoints / "exclusions.json"  # from which step on which of them are left out
 
     def __fspath__(self) -> str:
         return str(self.path)

@@ -23,6 +23,7 @@ import typer
 from genseg import events
 from genseg.console import PeopleListener
 from genseg.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputFaults, RunFailed
+from genseg.watch import silence_if_unheard, watch_stdin
 
 _NOTHING_LEFT = 1 << 20  # bytes
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
@@ -120,7 +121,7 @@ def graceful_stop(session: Session) -> Iterator[None]:
         asked = True
         (session.run / "stop").touch()
         # Not through print: the signal may have come in the middle of one.
-        os.write(2, b"\nStopping after this step and keeping the model. Press Ctrl-C again to abort at once.\n")
+        silence_if_unheard(b"\nStopping after this step and keeping the model. Press Ctrl-C again to abort at once.\n")
 
     names = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
     before = {name: signal.signal(getattr(signal, name), on_signal) for name in names}
@@ -189,18 +190,31 @@ def _attempt(session: Session, body: Callable[[Session], int | None]) -> int:
     return EXIT_FAILED
 
 
+def _watching(body: Callable[[Session], int | None]) -> Callable[[Session], int | None]:
+    def watched(session: Session) -> int | None:
+        watch_stdin()
+        return body(session)
+
+    return watched
+
+
 def serve(
-    body: Callable[[Session], int | None], programs: bool = False, machine: bool = False, run: Path | None = None
+    body: Callable[[Session], int | None],
+    programs: bool = False,
+    machine: bool = False,
+    run: Path | None = None,
+    watch: bool = False,
 ) -> NoReturn:
     """Run a command and leave with its exit status.
 
     `programs`: stdout carries event lines and nothing else. `machine`: stdout carries only what the
     body prints, such as JSON. `run`: the run folder in which a file `stop` ends the work gracefully.
+    `watch`: when standard input closes, do as on Ctrl-C.
     """
     with ExitStack() as stack:
         reserve = programs or machine
         session = Session(stack.enter_context(reserved_stdout()) if reserve else sys.stdout, programs, run)
         stack.enter_context(graceful_stop(session))
-        status = _attempt(session, body)
+        status = _attempt(session, _watching(body) if watch else body)
         session.finish(status)
     raise typer.Exit(status)

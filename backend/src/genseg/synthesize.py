@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genseg.errors import RunFailed
 from genseg.events import EventLog, Progress, Synthetic
+from genseg.exclusions import Exclusions
 from genseg.imageio import Geometry, write_image, write_label
 from genseg.labels import LabelTable
 from genseg.methods.joint import GATE
@@ -43,13 +44,14 @@ def make_pairs(state: RunState, count: int, seed: int, step: int) -> list[tuple[
         nearest, similarity = _nearest(state, draw, image)
         entry = {
             "source": joint.sampler.cases[draw.batch.cases[0]].id,
+            "style": draw.styled_as[0],
             "implant": None if draw.implant is None else joint.sampler.cases[draw.implant.cases[0]].id,
             "parameters": _parameters(draw, number, seed),
             "agreement": agreement,
             "nearest": nearest,
             "similarity": similarity,
             "near_copy": similarity >= NEAR_COPY,
-            "used": agreement >= GATE * float(joint.agreement),
+            "used": bool(draw.wanted[0]) and agreement >= GATE * float(joint.agreement),
             "step": step,
         }
         pairs.append((image[0].cpu(), label[0].cpu(), entry))
@@ -152,6 +154,8 @@ def synthesize(run: Path, count: int, out: Path, device: str, seed: int, log: Ev
         )
     state = build_state(prepare_again(folder, settings, log), settings)
     state.load(folder.last)
+    assert state.joint.synthesis is not None
+    state.joint.synthesis.sources.styles.excluded = Exclusions(folder, log).last()
     for number in range(count):
         write_pairs(state, 1, out, log, seed=seed * 100_003 + number, first=number)
         log.emit(Progress(phase="predict", step=number + 1, total=count))

@@ -11,6 +11,7 @@ from genseg import __version__
 from genseg.device import is_out_of_memory
 from genseg.errors import EXIT_OK, EXIT_STOPPED, RunFailed
 from genseg.events import EventLog, Finished, Metric, Planned, Progress, Started
+from genseg.exclusions import Exclusions
 from genseg.finish import check, finish
 from genseg.prepare import prepare, prepare_again, versions
 from genseg.recovery import Recovery
@@ -97,7 +98,7 @@ def _run(run: RunFolder, state: RunState, log: EventLog, resumed: bool) -> int:
 
 def fit(run: RunFolder, state: RunState, clock: Clock, log: EventLog) -> int:
     """Pretrain the generator, then train jointly until the budget is used up or a stop is asked for."""
-    recovery = Recovery(run, state, log)
+    recovery, exclusions = Recovery(run, state, log), Exclusions(run, log)
     saved = clock.elapsed
     while True:
         clock.tick()
@@ -121,6 +122,8 @@ def fit(run: RunFolder, state: RunState, clock: Clock, log: EventLog) -> int:
         if due:
             counters.checks = int(CHECKS * clock.share(counters.step) + 1e-9)  # a slow step may pass several
             check(run, state, log)
+        if state.joint.synthesis is not None and not pretraining:
+            state.joint.synthesis.sources.styles.excluded = exclusions.at(counters.step)
         seen = _step(state, clock, pretraining, progress, log)
         if seen is None:
             recovery.make_smaller()

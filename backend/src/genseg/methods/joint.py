@@ -150,6 +150,7 @@ class Joint:
         with self.device.autocast():
             logits = self.segmenter(image)
         kept = (dice_agreement(_finest(logits.detach(), label), label) >= GATE * self.agreement).float()
+        kept = kept * draw.wanted.to(kept.device)
         loss = (deep_segmentation_loss(logits, label) * kept).mean()
         (s.meta.weight().detach() * loss).backward()
         return {"loss/synthetic": float(loss.detach()), "synthetic/kept": float(kept.mean())}
@@ -231,7 +232,8 @@ class Joint:
         strength = s.meta.strength()
         layout = draw.soft_layout(s.meta_sampler, strength, s.layouts)
         image = synthesise(draw, layout, s.generator, ahead, s.meta, strength)
-        loss = segmentation_loss(self._segment(weights, image), soft_label_of(layout, self.plan.classes)).mean()
+        loss = segmentation_loss(self._segment(weights, image), soft_label_of(layout, self.plan.classes))
+        loss = (loss * draw.wanted.to(loss.device)).mean()
         return s.meta.share() * s.meta.weight() * loss
 
     def _virtual_level1_loss(self, s: Synthesis, weights: Parameters, step: int, stage: Stage) -> Tensor:

@@ -84,6 +84,8 @@ class StylePool:
         self.styles = torch.stack([self._style(sampler, i, seed) for i in range(len(cases))]).cpu()
         spread = self.styles.std(0, unbiased=False) if len(cases) > 1 else torch.zeros_like(self.styles[0])
         self.spread = spread.clamp_min(0.1)
+        self.ids = [case.id for case in cases]
+        self.excluded: frozenset[tuple[str, str]] = frozenset()  # (scan of the mask, scan of the style): not wanted
 
     @staticmethod
     def _style(sampler: Sampler, index: int, seed: int) -> Tensor:
@@ -91,10 +93,20 @@ class StylePool:
         draw = sampler.draw(1, stream(seed, "style", index), among=[index])
         return style_of(sampler.load_image(draw))[0]
 
-    def draw(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """→ styles [n, s] of n scans, and n deviations [n, s] in SDs of styles."""
-        chosen = torch.randint(len(self.styles), (n,), generator=rng)
-        return self.styles[chosen], torch.randn(n, self.styles.shape[1], generator=rng) * self.spread
+    def draw(self, cases: list[int], rng: torch.Generator) -> tuple[Tensor, Tensor, list[str], Tensor]:
+        """For masks of labelled scans → styles [n, s] of n scans, n deviations [n, s] in SDs of styles, ids of the n
+        scans, and [n] 1 or 0: whether the pair is wanted. Where it is not, the next scan's style is taken, if one is.
+        """
+        drawn = torch.randint(len(self.styles), (len(cases),), generator=rng).tolist()
+        chosen = [self._wanted(case, style) for case, style in zip(cases, drawn, strict=True)]
+        deviation = torch.randn(len(cases), self.styles.shape[1], generator=rng) * self.spread
+        pairs = [(self.ids[case], self.ids[style]) for case, style in zip(cases, chosen, strict=True)]
+        wanted = torch.tensor([float(pair not in self.excluded) for pair in pairs])
+        return self.styles[chosen], deviation, [style for _, style in pairs], wanted
+
+    def _wanted(self, case: int, style: int) -> int:
+        others = [(style + shift) % len(self.ids) for shift in range(len(self.ids))]
+        return next((k for k in others if (self.ids[case], self.ids[k]) not in self.excluded), style)
 
 
 @dataclass
@@ -150,6 +162,8 @@ class SyntheticDraw:
     implant: BatchDraw | None  # whose structures are put over the layout
     style: Tensor
     deviation: Tensor
+    styled_as: list[str]  # id of the scan whose style it is
+    wanted: Tensor  # [n] 1, or 0 where the user has excluded every style for this mask
     noise: list[Tensor]
 
     @classmethod
@@ -158,10 +172,10 @@ class SyntheticDraw:
         among: list[int] | None = None,
     ) -> "SyntheticDraw":  # fmt: skip
         batch = sampler.draw(n, rng, among)
-        style, deviation = sources.styles.draw(n, rng)
+        styles = sources.styles.draw(batch.cases, rng)
         noise = generator.draw_noise(n, sampler.plan.patch, rng)
         batch = sources.bend(batch, sampler, rng, among)
-        return cls(batch, sampler.draw(n, rng, among) if sources.implants else None, style, deviation, noise)
+        return cls(batch, sampler.draw(n, rng, among) if sources.implants else None, *styles, noise)
 
     def layout(self, sampler: Sampler, strength: Strength) -> Tensor:
         """→ layout [n, *patch] int64."""

@@ -1,0 +1,116 @@
+"""Section 3: curves and synthetic pairs, while the training runs and afterwards."""
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from GenSegSlicerLib.Faults import StudyFaults
+from GenSegSlicerLib.Gallery import Gallery
+from GenSegSlicerLib.Gui.Pictures import iconOf, show
+from GenSegSlicerLib.Gui.Views import showPair
+
+THUMBNAIL = 96  # pixels
+SHOWN = 48  # the newest pairs; older ones stay in the run folder
+
+
+class LookPanel:
+    """Shows one run: `open` it, then `update` as it goes on."""
+
+    def __init__(self, ui, logic):
+        self.ui, self.logic = ui, logic
+        self.gallery: Gallery | None = None
+        self._shown: list = []
+        ui.galleryList.setIconSize(qt.QSize(THUMBNAIL, THUMBNAIL))
+        ui.galleryList.connect("itemSelectionChanged()", self.onSelected)
+        ui.excludeButton.connect("clicked()", self.onExclude)
+        ui.showCurvesButton.connect("clicked()", self.onShowCurves)
+        self.close()
+
+    def open(self, runFolder) -> None:
+        """Show this run's pairs."""
+        self.close()
+        self.gallery = Gallery(runFolder)
+        self.update()
+
+    def close(self) -> None:
+        self.gallery = None
+        self._shown = []
+        self.ui.galleryList.clear()
+        self.ui.curvesComboBox.clear()
+        self._tell()
+
+    def update(self) -> None:
+        """Take in what the run has written since."""
+        self._updateCurves()
+        if self.gallery is not None and self.gallery.refresh():
+            self._fill()
+        self._tell()
+
+    # --- pairs ---
+
+    def _fill(self) -> None:
+        selected = self.selectedPair()
+        widget = self.ui.galleryList
+        wasBlocked = widget.blockSignals(True)
+        widget.clear()
+        self._shown = self.gallery.pairs()[:SHOWN]
+        for pair in self._shown:
+            item = qt.QListWidgetItem(iconOf(self.gallery.thumbnail(pair, THUMBNAIL)), "")
+            item.setToolTip(self.gallery.describe(pair))
+            widget.addItem(item)
+            if selected is not None and pair.key == selected.key:
+                widget.setCurrentItem(item)
+        widget.blockSignals(wasBlocked)
+
+    def selectedPair(self):
+        row = self.ui.galleryList.currentRow
+        return self._shown[row] if 0 <= row < len(self._shown) else None
+
+    def onSelected(self) -> None:
+        pair = self.selectedPair()
+        self._tell()
+        if pair is None:
+            return
+        with slicer.util.tryWithErrorDisplay(_("The pair cannot be shown."), waitCursor=True):
+            showPair(self.gallery, pair, self.logic.session.nodesOfCase)
+
+    def onExclude(self) -> None:
+        pair = self.selectedPair()
+        if pair is None:
+            return
+        try:
+            (self.gallery.include if pair.excluded else self.gallery.exclude)(pair)
+        except (StudyFaults, OSError) as error:
+            slicer.util.errorDisplay(_("The choice could not be saved: {error}").format(error=error))
+        self.update()
+
+    def _tell(self) -> None:
+        pair = self.selectedPair()
+        self.ui.excludeButton.enabled = pair is not None
+        self.ui.excludeButton.text = (
+            _("Take back into training") if pair is not None and pair.excluded else _("Exclude from training")
+        )
+        text = "" if self._shown else _("Pairs appear here after about a fifth of the training.")
+        if pair is not None:
+            text = self.gallery.describe(pair)
+        elif self.gallery is not None and self.gallery.problem:
+            text = self.gallery.problem
+        show(self.ui.pairLabel, text)
+
+    # --- curves ---
+
+    def _updateCurves(self) -> None:
+        charts = list(self.logic.updateCurves().values())
+        combo = self.ui.curvesComboBox
+        if combo.count != len(charts):
+            chosen = combo.currentText
+            combo.clear()
+            for node in charts:
+                combo.addItem(node.GetTitle(), node.GetID())
+            combo.setCurrentIndex(max(0, combo.findText(chosen)))
+        self.ui.showCurvesButton.enabled = bool(charts)
+
+    def onShowCurves(self) -> None:
+        chart = slicer.mrmlScene.GetNodeByID(self.ui.curvesComboBox.currentData or "")
+        if chart is not None:
+            slicer.modules.plots.logic().ShowChartInLayout(chart)

@@ -1,0 +1,198 @@
+"""Section 4: earlier and present trainings, their masks, and segmenting more scans with them."""
+
+from pathlib import Path
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from GenSegSlicerLib.Faults import StudyFaults
+from GenSegSlicerLib.Gui.ScansPanel import ROW_HEIGHT, SUFFIXES, scansIn
+from GenSegSlicerLib.Gui.Views import showScan
+from GenSegSlicerLib.Runs import describe
+
+
+class ResultsPanel:
+    """`open` shows one run's results; the list on top offers the runs of the folder for results."""
+
+    def __init__(self, ui, logic, actions):
+        """`actions` has label(volume), refreshScans(), resume(run folder) and segment(run folder, paths)."""
+        self.ui, self.logic, self.actions = ui, logic, actions
+        self.runFolder: Path | None = None
+        self.busy = False
+        self._runs: list = []
+        self._cases: list[str] = []  # of the rows of the table
+        ui.runComboBox.connect("activated(int)", lambda index: self._tell())
+        for button, slot in (
+            (ui.loadRunButton, self.onLoad),
+            (ui.reportButton, self.onReport),
+            (ui.resumeButton, self.onResume),
+            (ui.removeRunButton, self.onRemove),
+            (ui.showButton, self.onShow),
+            (ui.acceptButton, self.onAccept),
+            (ui.correctButton, self.onCorrect),
+            (ui.segmentFilesButton, self.onSegmentFiles),
+            (ui.segmentFolderButton, self.onSegmentFolder),
+        ):
+            button.connect("clicked()", slot)
+        ui.resultsTable.connect("itemSelectionChanged()", self._tell)
+        ui.resultsTable.verticalHeader().setVisible(False)
+        ui.resultsTable.verticalHeader().setDefaultSectionSize(ROW_HEIGHT)
+        self._tell()
+
+    # --- runs ---
+
+    def refreshRuns(self) -> None:
+        """Read the folder for results again; the chosen run stays chosen."""
+        chosen = self.ui.runComboBox.currentData
+        self._runs = self.logic.work.runs()
+        combo = self.ui.runComboBox
+        combo.clear()
+        for run in self._runs:
+            combo.addItem(titleOf(run), str(run.path))
+        index = combo.findData(chosen or (str(self.runFolder) if self.runFolder else ""))
+        combo.setCurrentIndex(max(0, index) if self._runs else -1)
+        self._tell()
+
+    def chosenRun(self):
+        row = self.ui.runComboBox.currentIndex
+        return self._runs[row] if 0 <= row < len(self._runs) else None
+
+    def open(self, runFolder: Path | None) -> None:
+        """Show the table of this run; its masks come into the scene by `logic.importPredictions`."""
+        self.runFolder = runFolder
+        self.fillTable()
+
+    def setBusy(self, busy: bool) -> None:
+        """While something runs no other run may be changed."""
+        self.busy = busy
+        self._tell()
+
+    def onLoad(self) -> None:
+        run = self.chosenRun()
+        if run is None:
+            return
+        self.open(run.path)
+        with slicer.util.tryWithErrorDisplay(_("The masks of this training cannot be loaded."), waitCursor=True):
+            faults = self.logic.session.importPredictions(run.path, loadScans=True)
+            if faults:
+                slicer.util.warningDisplay(str(StudyFaults(faults)))
+        self.actions.refreshScans()
+        self.fillTable()
+
+    def onReport(self) -> None:
+        run = self.chosenRun()
+        report = run.path / "report.html" if run is not None else None
+        if report is not None and report.exists():
+            qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(report)))
+
+    def onResume(self) -> None:
+        run = self.chosenRun()
+        if run is not None:
+            self.actions.resume(run.path)
+
+    def onRemove(self) -> None:
+        run = self.chosenRun()
+        question = _("Delete this training with its model and masks?\n{folder}\nMasks in the scene stay.")
+        if run is None or not slicer.util.confirmYesNoDisplay(question.format(folder=run.path)):
+            return
+        with slicer.util.tryWithErrorDisplay(_("The training cannot be deleted."), waitCursor=True):
+            self.logic.work.removeRun(run)
+            if self.runFolder == run.path:
+                self.open(None)
+        self.refreshRuns()
+
+    # --- masks ---
+
+    def fillTable(self) -> None:
+        """Bring the table to the run's predictions."""
+        header, cases, rows = self.logic.session.results(self.runFolder)
+        table = self.ui.resultsTable
+        selected = self.selectedCase()
+        table.setColumnCount(len(header))
+        table.setHorizontalHeaderLabels(header)
+        table.setRowCount(len(rows))
+        self._cases = cases
+        for row, cells in enumerate(rows):
+            for column, text in enumerate(cells):
+                table.setItem(row, column, qt.QTableWidgetItem(text))
+            if cases[row] == selected:
+                table.selectRow(row)
+        table.resizeColumnsToContents()
+        self._tell()
+
+    def selectedCase(self) -> str | None:
+        row = self.ui.resultsTable.currentRow()
+        return self._cases[row] if 0 <= row < len(self._cases) else None
+
+    def _selectedNodes(self) -> tuple:
+        """(volume, predicted segmentation) of the selected row; None for what is not in the scene."""
+        case = self.selectedCase()
+        return self.logic.session.predictionOf(self.runFolder, case) if case is not None else (None, None)
+
+    def onShow(self) -> None:
+        volume, segmentation = self._selectedNodes()
+        if volume is not None:
+            showScan(volume, segmentation)
+
+    def onAccept(self) -> None:
+        volume, segmentation = self._selectedNodes()
+        if segmentation is not None and self._mayReplace(volume):
+            self.logic.session.accept(segmentation, volume)
+            self.actions.refreshScans()
+            self._tell()
+
+    def onCorrect(self) -> None:
+        volume, segmentation = self._selectedNodes()
+        if segmentation is not None and self._mayReplace(volume):
+            self.logic.session.accept(segmentation, volume)
+            self.actions.label(volume)
+            self._tell()
+
+    def _mayReplace(self, volume) -> bool:
+        """Ask before a drawn segmentation stops being the scan's own; it stays in the scene."""
+        scan = self.logic.session.scans.scan(volume)
+        if not scan.drawn:
+            return True
+        text = _("“{scan}” has a segmentation of its own. Use the predicted one instead? Yours stays in the scene.")
+        return slicer.util.confirmYesNoDisplay(text.format(scan=scan.name))
+
+    # --- more scans ---
+
+    def onSegmentFiles(self) -> None:
+        patterns = " ".join(f"*{suffix}" for suffix in SUFFIXES)
+        chosen = qt.QFileDialog.getOpenFileNames(
+            slicer.util.mainWindow(), _("Segment files"), "", _("Scans ({patterns})").format(patterns=patterns)
+        )
+        self._segment([Path(path) for path in chosen])
+
+    def onSegmentFolder(self) -> None:
+        folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Segment every scan of a folder"))
+        if folder:
+            self._segment(scansIn(Path(folder)))
+
+    def _segment(self, paths: list[Path]) -> None:
+        run = self.chosenRun()
+        if run is not None and paths:
+            self.actions.segment(run.path, paths)
+
+    # --- what can be pressed ---
+
+    def _tell(self) -> None:
+        ui, run = self.ui, self.chosenRun()
+        ui.runLabel.text = describe(run) if run is not None else _("No training in the folder for results yet.")
+        ui.loadRunButton.enabled = run is not None and run.usable
+        ui.reportButton.enabled = run is not None and (run.path / "report.html").exists()
+        ui.resumeButton.enabled = run is not None and run.resumable and not self.busy
+        ui.removeRunButton.enabled = run is not None and not self.busy
+        for button in (ui.segmentFilesButton, ui.segmentFolderButton):
+            button.enabled = run is not None and run.usable and not self.busy
+        volume, segmentation = self._selectedNodes()
+        ui.showButton.enabled = volume is not None
+        for button in (ui.acceptButton, ui.correctButton):
+            button.enabled = segmentation is not None and volume is not None
+
+
+def titleOf(run) -> str:
+    """A run in the list: when, and how well it did where that was measured."""
+    return run.name if run.dice is None else _("{name}, Dice {dice}").format(name=run.name, dice=f"{run.dice:.2f}")

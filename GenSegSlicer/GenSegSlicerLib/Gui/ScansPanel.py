@@ -1,0 +1,211 @@
+"""Section 1: which scans there are, what each is for, and labeling them."""
+
+from pathlib import Path
+
+import qt
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
+from GenSegSlicerLib.Gui.LabelingEditor import LabelingEditor
+from GenSegSlicerLib.Gui.Pictures import show
+from GenSegSlicerLib.Gui.Views import showScan
+from GenSegSlicerLib.Scans import Role
+
+NAME, ROLE, STATE = range(3)
+ROW_HEIGHT = 26  # pixels
+SUFFIXES = (".nrrd", ".nhdr", ".nii", ".nii.gz", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+
+class ScansPanel(VTKObservationMixin):
+    """The table of scans follows the scene; what the user picks in it is written into the scene."""
+
+    def __init__(self, ui, logic, changed):
+        """`changed` is called without arguments after the scans or their roles changed."""
+        VTKObservationMixin.__init__(self)
+        self.ui, self.logic, self.changed = ui, logic, changed
+        self.editor = LabelingEditor(ui, self._labelingEnded)
+        self._rows: list = []  # scans, in the order of the table
+        self._filling = False
+        # Many nodes may come at once; the table is filled when they are all there.
+        self._later = qt.QTimer()
+        self._later.setSingleShot(True)
+        self._later.setInterval(50)
+        self._later.connect("timeout()", self.refresh)
+        self._setUpTable()
+        show(ui.suggestionLabel, "")
+        ui.addFilesButton.connect("clicked()", self.onAddFiles)
+        ui.addFolderButton.connect("clicked()", self.onAddFolder)
+        ui.labelButton.connect("clicked()", self.onLabel)
+        ui.suggestButton.connect("clicked()", self.onSuggest)
+        ui.scansTable.connect("itemSelectionChanged()", self.onSelected)
+        for event in (slicer.vtkMRMLScene.NodeAddedEvent, slicer.vtkMRMLScene.NodeRemovedEvent):
+            self.addObserver(slicer.mrmlScene, event, self._onNode)
+        for event in (slicer.vtkMRMLScene.EndImportEvent, slicer.vtkMRMLScene.EndCloseEvent):
+            self.addObserver(slicer.mrmlScene, event, self._onScene)
+
+    def cleanup(self) -> None:
+        self._later.stop()
+        self.removeObservers()
+        self.editor.cleanup()
+
+    # --- the table ---
+
+    def _setUpTable(self) -> None:
+        table = self.ui.scansTable
+        table.setColumnCount(3)
+        table.setHorizontalHeaderLabels([_("Scan"), _("Use"), _("State")])
+        table.verticalHeader().setVisible(False)
+        table.verticalHeader().setDefaultSectionSize(ROW_HEIGHT)
+        for column in (NAME, STATE):
+            table.horizontalHeader().setSectionResizeMode(column, qt.QHeaderView.Stretch)
+        table.horizontalHeader().setSectionResizeMode(ROLE, qt.QHeaderView.ResizeToContents)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _onNode(self, caller, event, node) -> None:
+        if node is not None and (node.IsA("vtkMRMLVolumeNode") or node.IsA("vtkMRMLSegmentationNode")):
+            self._later.start()
+
+    def _onScene(self, caller, event) -> None:
+        self._later.start()
+
+    def refresh(self) -> None:
+        """Fill the table from the scene; the selected scan stays selected."""
+        if slicer.mrmlScene.IsBatchProcessing():
+            self._later.start()
+            return
+        selected = self.selectedScan()
+        selectedId = selected.volumeNode.GetID() if selected is not None else None
+        self._rows = self.logic.session.scans.scans()
+        self._filling = True
+        try:
+            self.ui.scansTable.setRowCount(len(self._rows))
+            for row, scan in enumerate(self._rows):
+                self._fillRow(row, scan)
+                if scan.volumeNode.GetID() == selectedId:
+                    self.ui.scansTable.selectRow(row)
+        finally:
+            self._filling = False
+        self.ui.scansTable.resizeColumnToContents(ROLE)
+        self._tell()
+        self.changed()
+
+    def _fillRow(self, row: int, scan) -> None:
+        table = self.ui.scansTable
+        segmentation = scan.segmentationNode.GetName() if scan.segmentationNode is not None else ""
+        for column, text, more in ((NAME, scan.name, ""), (STATE, scan.state, segmentation)):
+            item = qt.QTableWidgetItem(text)
+            item.setToolTip(f"{text}\n{more}".strip())
+            table.setItem(row, column, item)
+        combo = qt.QComboBox()
+        for role, text, more in _roleTexts():
+            combo.addItem(text, role.value)
+            combo.setItemData(combo.count - 1, more, qt.Qt.ToolTipRole)
+        combo.setCurrentIndex(combo.findData(scan.role.value))
+        combo.connect("activated(int)", lambda index, node=scan.volumeNode, box=combo: self._setRole(node, box))
+        table.setCellWidget(row, ROLE, combo)
+
+    def _setRole(self, volumeNode, combo) -> None:
+        self.logic.session.scans.setRole(volumeNode, combo.currentData)
+        self.refresh()
+
+    def _tell(self) -> None:
+        ui, scan = self.ui, self.selectedScan()
+        ui.labelButton.enabled = scan is not None
+        ui.suggestButton.enabled = any(other.role == Role.SEGMENT for other in self._rows)
+        hint = _(
+            "There are no scans yet. Add files or a folder, load DICOM scans in the DICOM module, or try the samples "
+            "of the Sample Data module."
+        )
+        show(ui.scansHintLabel, "" if self._rows else hint)
+        names = self.logic.session.structureNames()
+        text = _("Structures: {names}.").format(names=", ".join(names)) if names else ""
+        if self._rows and not any(other.drawn for other in self._rows):
+            text = _("No scan is labelled yet. Select one and press “Label this scan”.")
+        show(ui.structuresLabel, text)
+
+    # --- what the user does ---
+
+    def selectedScan(self):
+        """The scan of the selected row, or None."""
+        row = self.ui.scansTable.currentRow()
+        return self._rows[row] if 0 <= row < len(self._rows) else None
+
+    def select(self, volumeNode) -> None:
+        for row, scan in enumerate(self._rows):
+            if scan.volumeNode is volumeNode:
+                self.ui.scansTable.selectRow(row)
+
+    def onSelected(self) -> None:
+        scan = self.selectedScan()
+        self.ui.labelButton.enabled = scan is not None
+        if scan is not None and not self._filling:
+            showScan(scan.volumeNode, scan.segmentationNode)
+
+    def onAddFiles(self) -> None:
+        patterns = " ".join(f"*{suffix}" for suffix in SUFFIXES)
+        title = _("Add scans")
+        chosen = qt.QFileDialog.getOpenFileNames(
+            slicer.util.mainWindow(), title, "", _("Scans ({patterns})").format(patterns=patterns)
+        )
+        self._add([Path(path) for path in chosen])
+
+    def onAddFolder(self) -> None:
+        folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Add a folder of scans"))
+        if not folder:
+            return
+        found = scansIn(Path(folder))
+        if not found:
+            slicer.util.warningDisplay(
+                _("No scans were found in {folder}. DICOM scans are loaded in the DICOM module.").format(folder=folder)
+            )
+        self._add(found)
+
+    def _add(self, paths: list[Path]) -> None:
+        failed = [path.name for path in paths if self.logic.loadScan(path) is None]
+        if failed:
+            slicer.util.warningDisplay(
+                _("These files could not be read as scans: {names}").format(names=", ".join(failed))
+            )
+        self.refresh()
+
+    def onLabel(self) -> None:
+        scan = self.selectedScan()
+        if scan is not None:
+            self.label(scan.volumeNode)
+
+    def label(self, volumeNode) -> None:
+        """Open the editor on this scan with the study's own structures."""
+        with slicer.util.tryWithErrorDisplay(_("The scan cannot be labelled."), waitCursor=True):
+            segmentation = self.logic.session.segmentationToLabel(volumeNode)
+            showScan(volumeNode, segmentation)
+            self.editor.open(volumeNode, segmentation)
+
+    def _labelingEnded(self, volumeNode) -> None:
+        scan = self.logic.session.scans.scan(volumeNode)
+        if scan.drawn and scan.role in (Role.SEGMENT, Role.IGNORE):
+            self.logic.session.scans.setRole(volumeNode, Role.LABELLED)
+        self.refresh()
+
+    def onSuggest(self) -> None:
+        with slicer.util.tryWithErrorDisplay(_("No scan can be suggested."), waitCursor=True):
+            scan, reason = self.logic.session.suggestNext(self.logic.work.current())
+            show(self.ui.suggestionLabel, reason)
+            if scan is not None:
+                self.select(scan.volumeNode)
+
+
+def scansIn(folder: Path) -> list[Path]:
+    """The scans that lie directly in a folder, by name; files that begin with a dot are none."""
+    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in files if path.name.lower().endswith(SUFFIXES))
+
+
+def _roleTexts() -> list[tuple]:
+    return [
+        (Role.LABELLED, _("Labelled"), _("Its segmentation is what the model learns from.")),
+        (Role.SEGMENT, _("To segment"), _("The model draws its mask.")),
+        (Role.TEST, _("Test"), _("The model is measured on it and never learns from it.")),
+        (Role.IGNORE, _("Ignore"), _("Nothing is done with it.")),
+    ]

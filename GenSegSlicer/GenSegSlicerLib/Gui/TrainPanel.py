@@ -1,0 +1,208 @@
+"""Section 2: how to train, one button, and how far it is."""
+
+from pathlib import Path
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from GenSegSlicerLib.Faults import StudyFaults
+from GenSegSlicerLib.Gui.Pictures import icon, show
+from GenSegSlicerLib.RunController import State
+
+MINUTES = {"quick": 5, "standard": 30, "thorough": 120}
+MOST_FAULTS = 12  # told in a message box; the log has them all
+
+
+class TrainPanel:
+    """Reads and writes the parameter node; `actions` has train(), stop() and settingsChanged()."""
+
+    def __init__(self, ui, logic, actions):
+        self.ui, self.logic, self.actions = ui, logic, actions
+        self.parameters = None
+        self._writing = False
+        self._fillChoices()
+        ui.budgetComboBox.connect("activated(int)", self._onChosen)
+        ui.methodComboBox.connect("activated(int)", self._onChosen)
+        ui.deviceComboBox.connect("activated(int)", self._onChosen)
+        ui.minutesSpinBox.connect("valueChanged(int)", self._onChosen)
+        for edit in (ui.outputFolderEdit, ui.startingModelEdit, ui.pythonEdit):
+            edit.connect("currentPathChanged(QString)", self._onPath)
+        ui.trainButton.connect("clicked()", self.onTrain)
+        ui.logCollapsibleButton.connect("contentsCollapsed(bool)", lambda collapsed: self.showLog())
+        self.showState()
+
+    # --- choices ---
+
+    def _fillChoices(self) -> None:
+        ui = self.ui
+        for key, text in (
+            ("quick", _("Quick: 5 minutes")),
+            ("standard", _("Standard: 30 minutes")),
+            ("thorough", _("Thorough: 2 hours")),
+            ("minutes", _("Other:")),
+        ):
+            ui.budgetComboBox.addItem(text, key)
+        for key, text in (
+            ("genseg", _("Generator and segmenter learn together (GenSeg)")),
+            ("separate", _("Generator learns on its own")),
+            ("supervised", _("No generator, only your labels")),
+        ):
+            ui.methodComboBox.addItem(text, key)
+        self.showDevices([], "")
+        ui.outputFolderEdit.filters = ui.outputFolderEdit.Dirs
+        ui.startingModelEdit.filters = ui.startingModelEdit.Dirs
+
+    def showDevices(self, devices: list, advice: str) -> None:
+        """Offer the devices of the computer; the chosen one stays chosen while it is there."""
+        combo = self.ui.deviceComboBox
+        chosen = self.parameters.device if self.parameters is not None else "auto"
+        combo.clear()
+        combo.addItem(_("Automatic: the fastest there is"), "auto")
+        for device, words in devices:
+            combo.addItem(words, device)
+        combo.setCurrentIndex(max(0, combo.findData(chosen)))
+        show(self.ui.deviceLabel, advice)
+
+    def setParameterNode(self, parameters) -> None:
+        """Show these parameters from now on; None while the scene is closed."""
+        self.parameters = parameters
+        self.updateFromParameters()
+
+    def updateFromParameters(self) -> None:
+        parameters, ui = self.parameters, self.ui
+        if parameters is None or self._writing:
+            return
+        self._writing = True
+        try:
+            for combo, value in (
+                (ui.budgetComboBox, parameters.budget),
+                (ui.methodComboBox, parameters.method),
+                (ui.deviceComboBox, parameters.device),
+            ):
+                combo.setCurrentIndex(max(0, combo.findData(value)))
+            for edit, value in (
+                (ui.outputFolderEdit, parameters.outputFolder),
+                (ui.startingModelEdit, parameters.startingModel),
+                (ui.pythonEdit, parameters.externalPython),
+            ):
+                if edit.currentPath != value:
+                    edit.currentPath = value
+        finally:
+            self._writing = False
+        self._showMinutes()
+
+    def _showMinutes(self) -> None:
+        self.ui.minutesSpinBox.visible = self.ui.budgetComboBox.currentData == "minutes"
+
+    def _onChosen(self, index) -> None:
+        if self.parameters is None or self._writing:
+            return
+        self._writing = True
+        try:
+            self.parameters.budget = self.ui.budgetComboBox.currentData
+            self.parameters.method = self.ui.methodComboBox.currentData
+            self.parameters.device = self.ui.deviceComboBox.currentData
+        finally:
+            self._writing = False
+        self._showMinutes()
+
+    def _onPath(self, path) -> None:
+        if self.parameters is None or self._writing:
+            return
+        self._writing = True
+        try:
+            self.parameters.outputFolder = self.ui.outputFolderEdit.currentPath
+            self.parameters.startingModel = self.ui.startingModelEdit.currentPath
+            self.parameters.externalPython = self.ui.pythonEdit.currentPath
+        finally:
+            self._writing = False
+        self.actions.settingsChanged()
+
+    def seconds(self) -> float:
+        """The training time that is chosen."""
+        return 60.0 * MINUTES.get(self.parameters.budget, self.parameters.minutes)
+
+    # --- the button ---
+
+    def onTrain(self) -> None:
+        if self.logic.work.controller.active:
+            self.actions.stop()
+        else:
+            self.actions.train()
+
+    def setReady(self, reason: str) -> None:
+        """`reason`: why training cannot start, "" where it can."""
+        if self.logic.work.controller.active:
+            return
+        self.ui.trainButton.enabled = not reason
+        self.ui.trainButton.toolTip = reason or _("Train on the labelled scans, then segment the others.")
+
+    def say(self, text: str) -> None:
+        """What is being done before the run begins."""
+        show(self.ui.phaseLabel, text)
+        slicer.app.processEvents()
+
+    def showState(self) -> None:
+        """Button, phase, bar and messages as the run stands."""
+        ui, controller = self.ui, self.logic.work.controller
+        progress, state = controller.progress, controller.state
+        if state is State.STOPPING:
+            ui.trainButton.text = _("Stop at once")
+            ui.trainButton.toolTip = _("End it without waiting; what was learned in the last seconds is lost.")
+        elif controller.active:
+            ui.trainButton.text = _("Stop")
+            ui.trainButton.toolTip = _("Stop after the present step and keep the model.")
+        else:
+            ui.trainButton.text = _("Train and segment")
+        if controller.active:
+            ui.trainButton.enabled = True
+        ui.trainButton.icon = icon("stop" if controller.active else "train")
+        show(ui.phaseLabel, self._phase(state, progress))
+        ui.progressBar.visible = controller.active
+        ui.progressBar.value = int(1000 * progress.fraction)
+        told = [*self.logic.work.notes, *(f"{w.rule} {w.remedy}".strip() for w in progress.warningFaults())]
+        if controller.explanation:
+            told.insert(0, controller.explanation)
+        show(ui.messageLabel, "\n".join(dict.fromkeys(told)))
+        for widget in (ui.budgetComboBox, ui.minutesSpinBox, ui.deviceComboBox, ui.outputFolderEdit):
+            widget.enabled = not controller.active
+        ui.advancedCollapsibleButton.enabled = not controller.active
+
+    def _phase(self, state, progress) -> str:
+        words = {
+            State.IDLE: "",
+            State.STARTING: _("Starting"),
+            State.STOPPING: _("Stopping: finishing the present step"),
+            State.DONE: _("Done."),
+            State.STOPPED: _("Stopped."),
+            State.FAILED: _("Failed."),
+        }.get(state, progress.phaseText or _("Starting"))
+        left = progress.timeLeftText if state is State.RUNNING else ""
+        return f"{words}, {left}" if left else words
+
+    def showLog(self) -> None:
+        """The log, while it is unfolded."""
+        if self.ui.logCollapsibleButton.collapsed:
+            return
+        self.ui.logTextEdit.plainText = "\n".join(self.logic.work.controller.progress.log)
+        bar = self.ui.logTextEdit.verticalScrollBar()
+        bar.value = bar.maximum
+
+
+def tellFaults(title: str, error: StudyFaults) -> None:
+    """All faults in one message."""
+    lines = [f"• {fault}" for fault in error.faults[:MOST_FAULTS]]
+    more = len(error.faults) - len(lines)
+    if more > 0:
+        lines.append(_("… and {count} more.").format(count=more))
+    slicer.util.errorDisplay("\n".join([title, "", *lines]))
+
+
+def defaultFolder() -> str:
+    """Where results go until the user says otherwise: the folder last chosen, else one among the documents."""
+    chosen = slicer.app.userSettings().value("GenSegSlicer/OutputFolder", "")
+    if chosen:
+        return str(chosen)
+    documents = qt.QStandardPaths.writableLocation(qt.QStandardPaths.DocumentsLocation)
+    return str(Path(documents or Path.home()) / "GenSegSlicer")

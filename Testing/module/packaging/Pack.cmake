@@ -1,0 +1,11 @@
+# Where Slicer makes the package: the metadata as CMake sees them, for the test to read.
+foreach(file IN ITEMS EXTENSION_LICENSE_FILE EXTENSION_README_FILE)
+  if(NOT EXISTS "${${file}}")
+    message(FATAL_ERROR "${file} names no file: ${${file}}")
+  endif()
+endforeach()
+set(_text "PROJECT_NAME=${PROJECT_NAME}\n")
+foreach(key IN ITEMS HOMEPAGE CONTRIBUTORS DESCRIPTION ICONURL SCREENSHOTURLS DEPENDS)
+  string(APPEND _text "EXTENSION_${key}=${EXTENSION_${key}}\n")
+endforeach()
+file(WRITE ${CMAKE_BINARY_DIR}/metadata.txt "${_text}")

@@ -1,0 +1,249 @@
+"""The module's window, driven as a user would: real .ui, real scene, real training program."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import slicer
+from opened import Opened, hippocampi, slicersPython
+from pythonqt.fixture import slicerRig  # noqa: F401
+
+ENDED = ("done", "stopped", "failed")
+
+
+@pytest.fixture
+def opened(slicerRig, tmp_path):  # noqa: F811
+    return Opened(slicerRig, tmp_path / "results")
+
+
+@pytest.fixture
+def labelled(opened, data):
+    """Five real scans; three of them drawn on."""
+    scans = hippocampi(data, 5)
+    opened.addScans([file for file, _labels in scans])
+    volumes = [opened.widget.scansPanel._rows[i].volumeNode for i in range(5)]
+    for volume, (_file, labels) in zip(volumes[:3], scans[:3], strict=True):
+        opened.draw(volume, labels)
+    opened.rig.pump(0.1)
+    return opened
+
+
+def processIsGone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    with open(f"/proc/{pid}/stat") as file:  # a process that ended and was not waited for is gone, too
+        return file.read().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_an_empty_scene_says_what_to_do_and_offers_nothing_that_cannot_work(opened):
+    ui = opened.ui
+    assert "Add files" in ui.scansHintLabel.text and ui.scansHintLabel.visible
+    assert not ui.trainButton.enabled and "Label at least one scan" in ui.trainButton.toolTip
+    for name in (
+        "labelButton",
+        "suggestButton",
+        "loadRunButton",
+        "acceptButton",
+        "excludeButton",
+        "segmentFilesButton",
+    ):
+        assert not getattr(ui, name).enabled, name
+
+
+def test_without_a_main_window_the_module_opens_and_shows_scans(slicerRig, tmp_path, data):  # noqa: F811
+    slicerRig.removeMainWindow()
+    opened = Opened(slicerRig, tmp_path)
+    volume = opened.logic.loadScan(hippocampi(data, 1)[0][0])
+    slicerRig.pump(0.2)
+    assert [row[0] for row in opened.rows()] == [volume.GetName()]
+    opened.select(volume.GetName())
+
+
+def test_added_files_are_listed_and_the_use_that_is_picked_is_kept_in_the_scene(opened, data):
+    opened.addScans([file for file, _labels in hippocampi(data, 2)])
+    assert [row[1] for row in opened.rows()] == ["To segment", "To segment"]
+    opened.rig.select(opened.ui.scansTable.cellWidget(1, 1), "Test")
+    volume = opened.widget.scansPanel._rows[1].volumeNode
+    assert volume.GetAttribute("GenSegSlicer.Role") == "test"
+    assert [row[1] for row in opened.rows()] == ["To segment", "Test"]
+
+
+def test_a_file_that_is_no_scan_is_named(opened, tmp_path):
+    broken = tmp_path / "broken.nrrd"
+    broken.write_text("no image")
+    opened.rig.answer([str(broken)])
+    opened.rig.answer("Ok", contains="broken.nrrd")
+    opened.click("addFilesButton")
+    assert len(opened.rig.dialogs) == 2 and opened.rows() == []
+
+
+def test_every_scan_is_labelled_with_the_structures_of_the_first(labelled):
+    name = labelled.rows()[3][0]
+    labelled.select(name)
+    labelled.click("labelButton")
+    ui, scan = labelled.ui, labelled.widget.scansPanel.selectedScan()
+    assert ui.editorFrame.visible and name in ui.editorTitleLabel.text
+    segmentation = labelled.widget.scansPanel.editor.editor.segmentationNode().GetSegmentation()
+    names = [segmentation.GetNthSegment(i).GetName() for i in range(segmentation.GetNumberOfSegments())]
+    assert names == ["Anterior", "Posterior"]
+    first = labelled.widget.scansPanel._rows[0].segmentationNode.GetSegmentation()
+    for i in range(2):
+        assert segmentation.GetNthSegment(i).GetColor() == first.GetNthSegment(i).GetColor()
+    mask = np.zeros(slicer.util.arrayFromVolume(scan.volumeNode).shape, np.uint8)
+    mask[5:9, 5:9, 5:9] = 1
+    node = labelled.widget.scansPanel.editor.editor.segmentationNode()
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, segmentation.GetNthSegmentID(0), scan.volumeNode)
+    labelled.click("doneButton")
+    assert not ui.editorFrame.visible
+    assert labelled.rows()[3][1] == "Labelled"
+
+
+def test_a_suggested_scan_is_selected_with_the_reason(labelled):
+    labelled.click("suggestButton")
+    assert labelled.widget.scansPanel.selectedScan().name in [row[0] for row in labelled.rows()[3:]]
+    assert labelled.ui.suggestionLabel.text
+
+
+def test_faults_of_the_study_are_told_all_at_once_and_nothing_is_begun(labelled):
+    scans = labelled.widget.scansPanel._rows
+    for scan in scans[:2]:  # the second structure over the first
+        inside = scan.segmentationNode.GetSegmentation()
+        mask = slicer.util.arrayFromSegmentBinaryLabelmap(
+            scan.segmentationNode, inside.GetNthSegmentID(0), scan.volumeNode
+        )
+        inside.SeparateSegmentLabelmap(inside.GetNthSegmentID(1))
+        slicer.util.updateSegmentBinaryLabelmapFromArray(
+            mask.copy(), scan.segmentationNode, inside.GetNthSegmentID(1), scan.volumeNode
+        )
+    labelled.rig.answer("Ok", contains="mended")
+    labelled.click("trainButton")
+    text = labelled.rig.dialogs[-1].text
+    assert scans[0].name in text and scans[1].name in text and "overlap" in text.lower()
+    assert not labelled.logic.work.controller.active and labelled.ui.trainButton.enabled
+    assert not list(labelled.folder.glob("*-*")) and not list((labelled.folder / "studies").glob("*"))
+
+
+def test_a_declined_installation_starts_nothing_and_says_why(slicerRig, tmp_path, data, monkeypatch):  # noqa: F811
+    opened = Opened(slicerRig, tmp_path / "results", external=False)
+    slicersPython(tmp_path, monkeypatch)
+    scan = hippocampi(data, 1)[0]
+    opened.addScans([scan[0]])
+    opened.draw(opened.widget.scansPanel._rows[0].volumeNode, scan[1])
+    needs = tmp_path / "requirements.txt"
+    needs.write_text("genseg-package-that-is-not-there>=1.0\n")
+    opened.widget.installing.requirements = needs
+    monkeypatch.setattr("GenSegSlicerLib.Dependencies.TORCH", ("numpy", "1.0"))
+    slicerRig.answer("Cancel", contains="genseg-package-that-is-not-there")
+    slicerRig.answer("Ok", contains="you declined")
+    opened.click("trainButton")
+    assert not opened.logic.work.controller.active and not (tmp_path / "results").exists()
+
+
+def test_while_slicer_runs_its_tests_nothing_is_installed(slicerRig, tmp_path, data, monkeypatch):  # noqa: F811
+    opened = Opened(slicerRig, tmp_path / "results", external=False)
+    slicersPython(tmp_path, monkeypatch)
+    slicerRig.setTesting()
+    scan = hippocampi(data, 1)[0]
+    volume = opened.logic.loadScan(scan[0])
+    opened.draw(volume, scan[1])
+    needs = tmp_path / "requirements.txt"
+    needs.write_text("genseg-package-that-is-not-there>=1.0\n")
+    opened.widget.installing.requirements = needs
+    opened.click("trainButton")
+    assert not opened.logic.work.controller.active and not (tmp_path / "results").exists()
+
+
+def test_a_run_that_fails_says_why_and_the_button_is_back(labelled):
+    labelled.widget._parameterNode.device = "cuda:7"
+    labelled.click("trainButton")
+    assert labelled.logic.work.controller.active and labelled.ui.trainButton.text == "Stop"
+    labelled.waitForEnd()
+    assert labelled.logic.work.controller.state == "failed"
+    assert "cuda" in labelled.ui.messageLabel.text.lower() and labelled.ui.messageLabel.visible
+    assert labelled.ui.trainButton.text == "Train and segment" and labelled.ui.trainButton.enabled
+
+
+@pytest.mark.slow
+def test_closing_the_scene_ends_the_process(labelled):
+    labelled.trainFor(600)
+    labelled.click("trainButton")
+    pid = labelled.logic.work.controller._process.pid
+    labelled.wait(lambda: labelled.logic.work.controller.state == "running")
+    labelled.rig.closeScene()
+    labelled.wait(lambda: processIsGone(pid), 10)
+    assert labelled.rows() == [] and not labelled.ui.trainButton.enabled
+
+
+@pytest.mark.slow
+def test_quitting_slicer_ends_the_process(labelled):
+    labelled.click("trainButton")
+    pid = labelled.logic.work.controller._process.pid
+    labelled.rig.pump(1.0)
+    labelled.rig.quit()
+    assert processIsGone(pid)
+
+
+@pytest.mark.slow
+def test_from_the_button_to_segmentations_over_a_stop_and_a_restart(labelled, data):
+    """The whole way: train, stop, go on after the scene was saved and loaded, masks, accept, correct, segment more."""
+    opened = labelled
+    opened.trainFor(60)
+    opened.click("trainButton")
+    opened.wait(lambda: opened.ui.galleryList.count > 0)
+    opened.click("trainButton")
+    assert opened.ui.trainButton.text == "Stop at once"
+    opened.waitForEnd()
+    run = opened.logic.work.controller.runFolder
+    assert opened.logic.work.controller.state == "stopped" and (run / "checkpoints" / "last.safetensors").exists()
+
+    saved = opened.rig.saveScene(opened.folder / "scene")
+    opened.rig.closeScene()
+    opened.rig.openScene(saved)
+    opened.rig.pump(0.3)
+    assert opened.widget._parameterNode.currentRun == str(run)
+    assert [row[1] for row in opened.rows()] == ["Labelled"] * 3 + ["To segment"] * 2
+    assert opened.ui.galleryList.count > 0 and opened.ui.curvesComboBox.count > 0
+    opened.click("resumeButton")
+    opened.waitForEnd()
+    assert opened.logic.work.controller.state == "done", opened.logic.work.controller.explanation
+
+    index = json.loads((run / "predictions" / "index.json").read_text())["cases"]
+    assert opened.ui.resultsTable.rowCount == len(index) == 2
+    references = dict(
+        zip([row[0] for row in opened.rows()], (labels for _f, labels in hippocampi(data, 5)), strict=True)
+    )
+    for case in index:
+        volume, segmentation = opened.logic.session.predictionOf(run, case["case"])
+        assert segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
+        found = np.zeros(slicer.util.arrayFromVolume(volume).shape, np.uint8)
+        for value in (1, 2):
+            segmentId = segmentation.GetSegmentation().GetNthSegmentID(value - 1)
+            found[slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segmentId, volume) > 0] = value
+        wanted = references[volume.GetName()]
+        dice = [2 * ((found == v) & (wanted == v)).sum() / ((found == v).sum() + (wanted == v).sum()) for v in (1, 2)]
+        assert min(dice) > 0.5, dice
+
+    opened.ui.resultsTable.selectRow(0)
+    opened.rig.pump()
+    opened.click("acceptButton")
+    assert [row[1] for row in opened.rows()].count("Labelled") == 4
+    opened.ui.resultsTable.selectRow(1)
+    opened.rig.pump()
+    opened.click("correctButton")
+    assert opened.ui.editorFrame.visible
+    opened.click("doneButton")
+    assert [row[1] for row in opened.rows()].count("Labelled") == 5
+
+    more = hippocampi(data, 7)[5:]
+    opened.rig.answer([str(file) for file, _labels in more])
+    opened.click("segmentFilesButton")
+    opened.waitForEnd()
+    assert opened.logic.work.controller.state == "done", opened.logic.work.controller.explanation
+    assert len(opened.rows()) == 7 and opened.rows()[-1][2].startswith("Segmented by the model")
+
+    opened.rig.answer("Yes", contains=str(run))
+    opened.click("removeRunButton")
+    assert not run.exists() and not (opened.folder / "studies" / run.name).exists()
