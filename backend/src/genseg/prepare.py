@@ -18,7 +18,7 @@ from genseg.events import EventLog, Progress
 from genseg.imageio import Scan, UnusableImage, read_label, read_scan
 from genseg.methods.synthesis import layout_of
 from genseg.plan import Plan, make_plan
-from genseg.preprocess import WorkingCase, label_to_working_grid, to_working_grid
+from genseg.preprocess import WorkingCase, colours_of, label_to_working_grid, to_working_grid
 from genseg.runfolder import RunFolder
 from genseg.settings import Settings
 from genseg.study import read_study
@@ -64,13 +64,17 @@ def load(study: Study, plan: Plan | None, device: Device, log: EventLog) -> Prep
         working = label_to_working_grid(label, scan, plan)
         _warn_of_vanished(case, label, working, study, log)
         layout = layout_of(image, working, plan.classes)
-        labelled.append(WorkingCase(case.id, image.to(device.torch), layout.to(device.torch)))
+        labelled.append(WorkingCase(case.id, image.to(device.torch), layout.to(device.torch), colours_of(scan)))
         log.emit(Progress(phase="prepare", step=number, total=len(pairs)))
     step = max(1, len(study.unlabeled) // STYLE_SCANS)
     styles = study.unlabeled[::step][:STYLE_SCANS]
-    images = _read_all(styles, lambda case: to_working_grid(read_scan(case.images), plan).to(device.torch))
-    unlabelled = [WorkingCase(case.id, image, None) for case, image in zip(styles, images, strict=True)]
+    unlabelled = _read_all(styles, lambda case: _style_scan(case, plan, device))
     return Prepared(study, plan, device, labelled, unlabelled)
+
+
+def _style_scan(case: Case, plan: Plan, device: Device) -> WorkingCase:
+    scan = read_scan(case.images)
+    return WorkingCase(case.id, to_working_grid(scan, plan).to(device.torch), None, colours_of(scan))
 
 
 def _warn_of_vanished(case: Case, label: np.ndarray, working: Tensor, study: Study, log: EventLog) -> None:

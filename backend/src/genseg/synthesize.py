@@ -18,6 +18,7 @@ from genseg.methods.joint import GATE
 from genseg.methods.losses import dice_agreement, one_hot
 from genseg.methods.synthesis import SyntheticDraw, label_of, synthesise
 from genseg.prepare import prepare_again
+from genseg.preprocess import WorkingCase
 from genseg.randomness import stream
 from genseg.runfolder import RunFolder, read_json, write_json
 from genseg.settings import Settings
@@ -104,6 +105,9 @@ def write_pairs(
     entries = read_json(index_file)["pairs"] if index_file.exists() else []
     made = make_pairs(state, count, seed, state.counters.step)
     for number, (image, label, entry) in enumerate(made, start=first):
+        if not plan.physical:
+            known = [*state.prepared.labelled, *state.prepared.unlabelled]
+            image = _in_colours(image, next(case for case in known if case.id == entry["style"]))
         entry |= _write_pair(image, label, plan.spacing, plan.physical, table, out, f"{number:04d}")
         entries = [other for other in entries if other["image"] != entry["image"]] + [entry]
         write_json(index_file, {"pairs": entries})
@@ -119,10 +123,18 @@ def write_pairs(
     return entries
 
 
+def _in_colours(image: Tensor, case: WorkingCase) -> Tensor:
+    """Normalised photo [C, y, x] → 0..255 in the colours of the photograph whose style it has, as people know them."""
+    assert case.colours is not None
+    mean, std, most = (column.view(-1, 1, 1) for column in case.colours.unbind(1))
+    white = max(255.0, float(most.max()))  # more than eight bits
+    return ((image * std + mean) * 255 / white).clamp(0, 255)
+
+
 def _write_pair(
     image: Tensor, label: Tensor, spacing: list[float], physical: bool, table: LabelTable, out: Path, name: str
 ) -> dict[str, str]:
-    """Photos as 8-bit PNG, stretched over the image's own range; everything else as float NRRD in SDs of the scan."""
+    """Photos as 8-bit PNG where their masks fit into one; everything else as float NRRD, scans in SDs of the scan."""
     dims = label.ndim
     geometry = Geometry(
         size=tuple(reversed(label.shape)),
@@ -133,9 +145,6 @@ def _write_pair(
     )
     array = image.float().numpy()
     photo = not physical and max(entry.value for entry in table.labels) <= 255
-    if photo:
-        low, high = np.percentile(array, [0.5, 99.5])
-        array = np.round((np.clip(array, low, high) - low) / max(high - low, 1e-6) * 255)
     suffix = ".png" if photo else ".nrrd"
     write_image(array, geometry, out / f"{name}_image{suffix}")
     write_label(label.numpy().astype(np.uint8), geometry, table, out / f"{name}_mask{suffix}")
