@@ -5,20 +5,14 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import qt
 import slicer
 import vtk
 from GenSegSlicerLib.Backend import Backend
-from GenSegSlicerLib.Faults import StudyFaults
 from GenSegSlicerLib.Gallery import Gallery
-from GenSegSlicerLib.Gui.Installing import Installing
-from GenSegSlicerLib.Gui.LookPanel import LookPanel
-from GenSegSlicerLib.Gui.Pictures import icon, show
-from GenSegSlicerLib.Gui.ResultsPanel import ResultsPanel
+from GenSegSlicerLib.Gui.Conductor import Conductor
+from GenSegSlicerLib.Gui.Pictures import icon
 from GenSegSlicerLib.Gui.Samples import registerSampleData
-from GenSegSlicerLib.Gui.ScansPanel import ScansPanel
-from GenSegSlicerLib.Gui.TrainPanel import TrainPanel, defaultFolder, tellFaults
-from GenSegSlicerLib.RunController import State
+from GenSegSlicerLib.Gui.TrainPanel import chosenPython, defaultFolder
 from GenSegSlicerLib.Scans import Role
 from GenSegSlicerLib.Session import Session
 from GenSegSlicerLib.Work import Work
@@ -34,8 +28,6 @@ from slicer.ScriptedLoadableModule import (
 from slicer.util import VTKObservationMixin
 
 FOLDER = Path(__file__).parent
-TICK = 250  # ms between two looks at the run
-LOOK = 8  # ticks between two looks at its files
 ICONS = {
     "addFiles": "add",
     "addFolder": "folder",
@@ -71,7 +63,10 @@ class GenSegSlicer(ScriptedLoadableModule):
 
 @parameterNodeWrapper
 class GenSegSlicerParameterNode:
-    """What the user chose; saved with the scene. Paths are text: empty means none."""
+    """What the user chose for this study; saved with the scene. Paths are text: empty means none.
+
+    The other Python is a choice for the computer: no scene may name a program that is then started.
+    """
 
     budget: str = "quick"
     minutes: Annotated[int, WithinRange(1, 2880)] = 15
@@ -81,7 +76,6 @@ class GenSegSlicerParameterNode:
     seed: Annotated[int, WithinRange(0, 99999)] = 0
     outputFolder: str = ""
     startingModel: str = ""
-    externalPython: str = ""
     currentRun: str = ""
 
 
@@ -94,7 +88,7 @@ class GenSegSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = None
         self._parameterNode = None
         self._guiTag = None
-        self._ticks = 0
+        self._told = ""  # what is still to be said when the scene has closed
 
     # --- life ---
 
@@ -105,14 +99,7 @@ class GenSegSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         uiWidget.setMRMLScene(slicer.mrmlScene)
         self.logic = GenSegSlicerLogic()
-        self.installing = Installing(FOLDER / "Resources" / "requirements.txt", self._say)
-        self.scansPanel = ScansPanel(self.ui, self.logic, self.checkReady)
-        self.trainPanel = TrainPanel(self.ui, self.logic, self)
-        self.lookPanel = LookPanel(self.ui, self.logic)
-        self.resultsPanel = ResultsPanel(self.ui, self.logic, self)
-        self.timer = qt.QTimer()
-        self.timer.setInterval(TICK)
-        self.timer.connect("timeout()", self.onTick)
+        self.conductor = Conductor(self.ui, self.logic, FOLDER / "Resources" / "requirements.txt")
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport)
@@ -124,44 +111,54 @@ class GenSegSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """In the variant for the window's colors, which the user may have changed meanwhile."""
         for name, picture in ICONS.items():
             getattr(self.ui, f"{name}Button").icon = icon(picture)
-        self.trainPanel.showState()
+        self.conductor.trainPanel.showState()
 
     def cleanup(self) -> None:
         slicer.app.disconnect("aboutToQuit()", self.onQuit)
-        self.timer.stop()
+        self.conductor.rest()
         self.logic.work.close()
         self.setParameterNode(None)
-        self.scansPanel.cleanup()
+        self.conductor.scansPanel.cleanup()
         self.removeObservers()
 
     def enter(self) -> None:
-        self.initializeParameterNode()
+        if self._parameterNode is None:
+            self.initializeParameterNode()
         self.setIcons()
-        self.scansPanel.editor.enter()
-        self.scansPanel.refresh()
+        self.conductor.scansPanel.editor.enter()
+        self.conductor.scansPanel.refresh()
+        self.conductor.resultsPanel.refreshRuns()
 
     def exit(self) -> None:
-        self.scansPanel.editor.leave()
+        self.conductor.scansPanel.editor.leave()
 
     def onQuit(self) -> None:
         self.logic.work.close()
 
     def onSceneStartClose(self, caller, event) -> None:
-        self.timer.stop()
+        wasActive = self.logic.work.controller.active
+        self.conductor.rest()
         self.logic.work.close()
-        self.scansPanel.editor.sceneClosing()
-        self.lookPanel.close()
-        self.resultsPanel.open(None)
+        self.conductor.scansPanel.editor.sceneClosing()
+        self.conductor.lookPanel.close()
+        self.conductor.resultsPanel.open(None)
         self.setParameterNode(None)
+        self._told = _("The training was stopped with its scene. It can be resumed under Results.") if wasActive else ""
 
     def onSceneEndClose(self, caller, event) -> None:
         self.logic.newScene()
+        if self._told:
+            self.logic.work.notes = [self._told]
         if self.parent.isEntered:
             self.initializeParameterNode()
+        self.conductor.unlock()
 
     def onSceneEndImport(self, caller, event) -> None:
         Gallery.hide(slicer.mrmlScene)  # what a saved scene kept of a pair that was shown
+        running = self.logic.work.controller
         self.initializeParameterNode()
+        if running.active and running.runFolder is not None:
+            self._parameterNode.currentRun = str(running.runFolder)
 
     # --- parameters ---
 
@@ -173,7 +170,7 @@ class GenSegSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._parameterNode.disconnectGui(self._guiTag)
             self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParameters)
         self._parameterNode = self.logic.work.parameters = parameterNode
-        self.trainPanel.setParameterNode(parameterNode)
+        self.conductor.trainPanel.setParameterNode(parameterNode)
         if parameterNode is None:
             return
         if not parameterNode.outputFolder:
@@ -181,157 +178,13 @@ class GenSegSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._guiTag = parameterNode.connectGui(self.ui)
         self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParameters)
         self._onParameters()
-        self.settingsChanged()
-        run = self.logic.work.current()
-        if run is not None and not self.logic.work.controller.active:
-            self.logic.work.controller.show(run)
-            self._openRun(run)
+        self.conductor.settingsChanged()
+        run, controller = self.logic.work.current(), self.logic.work.controller
+        if run is not None and not controller.active and controller.runFolder != run:
+            self.conductor.openRun(run)
 
     def _onParameters(self, caller=None, event=None) -> None:
-        self.trainPanel.updateFromParameters()
-
-    def settingsChanged(self) -> None:
-        """Another folder for results, or another Python."""
-        if self._parameterNode is None:
-            return
-        slicer.app.userSettings().setValue("GenSegSlicer/OutputFolder", self._parameterNode.outputFolder)
-        self.resultsPanel.refreshRuns()
-        self.askComputer()
-
-    def askComputer(self) -> None:
-        """Find out what this computer can train with, where the program that knows is installed."""
-        if self.logic.work.controller.active or slicer.app.testingEnabled():
-            return
-        try:
-            if not self._parameterNode.externalPython and self.installing.missing():
-                advice = _("The training program is not installed yet. You are asked when you press the button below.")
-                self.trainPanel.showDevices([], advice)
-                return
-            self.logic.work.askComputer()
-            self.timer.start()
-        except (FileNotFoundError, StudyFaults) as error:
-            self.trainPanel.showDevices([], str(error))
-
-    # --- what the panels ask for ---
-
-    def checkReady(self) -> None:
-        """Say beside the button what is missing before it can be pressed."""
-        if not hasattr(self, "trainPanel"):
-            return
-        scans = self.logic.session.scans.scans()
-        labelled = [scan for scan in scans if scan.role == Role.LABELLED and scan.drawn]
-        reason = "" if labelled else _("Label at least one scan first.")
-        self.trainPanel.setReady(reason)
-        if not self.logic.work.controller.active and self.logic.work.controller.state is State.IDLE:
-            show(self.ui.phaseLabel, reason or self.logic.session.studyText())
-
-    def refreshScans(self) -> None:
-        self.scansPanel.refresh()
-
-    def label(self, volumeNode) -> None:
-        self.ui.scansCollapsibleButton.collapsed = False
-        self.scansPanel.refresh()
-        self.scansPanel.label(volumeNode)
-
-    def train(self) -> None:
-        """Check, install what is missing, write the study, start."""
-        if self.scansPanel.editor.isOpen:
-            self.scansPanel.editor.onDone()
-        self._start(lambda: self.logic.work.train(self.trainPanel.seconds(), self._onExport))
-
-    def resume(self, runFolder: Path) -> None:
-        self._start(lambda: self.logic.work.resume(runFolder))
-
-    def segment(self, runFolder: Path, paths: list[Path]) -> None:
-        self._start(lambda: self.logic.work.segment(runFolder, paths))
-
-    def stop(self) -> None:
-        controller = self.logic.work.controller
-        if controller.state is State.STOPPING:
-            controller.forceStop()
-        else:
-            controller.stop()
-        self.onTick()
-
-    def _start(self, begin) -> None:
-        """`begin` starts a process and may raise StudyFaults; nothing is begun where something is missing."""
-        try:
-            backend = self.logic.work.backend()
-            self._say(_("Checking what is installed"))
-            if self.installing.ensure(backend, self.logic.work.environmentOf(backend)):
-                self.logic.work.computer.close()
-                begin()
-        except StudyFaults as error:
-            tellFaults(_("This has to be mended first:"), error)
-        except Exception as error:
-            slicer.util.errorDisplay(_("It could not be started: {reason}").format(reason=error))
-            raise
-        finally:
-            self._begun()
-
-    def _begun(self) -> None:
-        controller = self.logic.work.controller
-        if controller.active:
-            self._ticks = 0
-            self.timer.start()
-            self.ui.lookCollapsibleButton.collapsed = False
-            if controller.runFolder is not None:
-                self.lookPanel.open(controller.runFolder)
-                self.resultsPanel.open(controller.runFolder)
-        self.resultsPanel.setBusy(controller.active)
-        self.trainPanel.showState()
-        self.checkReady()
-
-    def _onExport(self, done: int, total: int, name: str) -> None:
-        self._say(_("Writing scan {done} of {total}: {name}").format(done=min(done + 1, total), total=total, name=name))
-
-    def _say(self, text: str) -> None:
-        self.trainPanel.say(text)
-
-    # --- while it runs ---
-
-    def onTick(self) -> None:
-        """A few times a second: take in what the processes said. Never blocks."""
-        if self.logic.work.computer.tick():
-            self.trainPanel.showDevices(self.logic.work.computer.devices, self.logic.work.computer.advice)
-        controller = self.logic.work.controller
-        changes = controller.tick()
-        if changes:
-            self.trainPanel.showState()
-            self.trainPanel.showLog()
-        self._ticks += 1
-        if changes.state and not controller.active:
-            self._ended()
-        elif controller.active and self._ticks % LOOK == 0:
-            self.lookPanel.update()
-            if controller.progress.predictions:
-                self._bringMasks(last=False)
-        if not controller.active and not self.logic.work.computer.asking:
-            self.timer.stop()
-
-    def _bringMasks(self, last: bool) -> None:
-        faults = self.logic.work.bringMasks(last)
-        self.resultsPanel.fillTable()
-        if faults and last:
-            tellFaults(_("Some masks could not be brought into the scene:"), StudyFaults(faults))
-
-    def _ended(self) -> None:
-        """The run is over: its last masks, its curves, what can be done now."""
-        self.logic.work.dropUnbegun()
-        self.lookPanel.update()
-        self._bringMasks(last=True)
-        self.resultsPanel.setBusy(False)
-        self.resultsPanel.refreshRuns()
-        self.scansPanel.refresh()
-        self.trainPanel.showState()
-        if self.logic.work.controller.state is not State.FAILED:
-            self.ui.resultsCollapsibleButton.collapsed = False
-
-    def _openRun(self, run: Path) -> None:
-        self.lookPanel.open(run)
-        self.resultsPanel.open(run)
-        self.trainPanel.showState()
-        self.checkReady()
+        self.conductor.trainPanel.updateFromParameters()
 
 
 class GenSegSlicerLogic(ScriptedLoadableModuleLogic):
@@ -361,11 +214,11 @@ class GenSegSlicerLogic(ScriptedLoadableModuleLogic):
             return None
 
 
-def backendOf(externalPython: str) -> Backend:
+def backendOf() -> Backend:
     """The training program with the chosen Python, or Slicer's own. Raises FileNotFoundError or StudyFaults."""
-    source = Backend.locate(FOLDER)
-    if externalPython:
-        return Backend(source, Backend.externalPython(Path(externalPython)), external=True)
+    source, chosen = Backend.locate(FOLDER), chosenPython()
+    if chosen:
+        return Backend(source, Backend.externalPython(Path(chosen)), external=True)
     return Backend(source, Backend.python(Path(slicer.app.slicerHome)))
 
 

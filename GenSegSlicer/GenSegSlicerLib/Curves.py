@@ -177,7 +177,7 @@ def _strength(name):
         "shape": _("shapes of other scans"),
         "brightness": _("brightness"),
         "contrast": _("contrast"),
-        "gamma": _("grey curve"),
+        "gamma": _("gray curve"),
         "noise": _("noise"),
         "blur": _("blur"),
         "low_resolution": _("coarse resolution"),

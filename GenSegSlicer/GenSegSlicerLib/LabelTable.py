@@ -176,7 +176,7 @@ class _Builder:
             self._fault(
                 _("study"),
                 rule.format(most=MOST_STRUCTURES, count=len(self.structures)),
-                _("Remove segments that shall not be learned, or set their scans to 'ignore'."),
+                _("Remove segments that shall not be learned, or set the use of their scans to Ignore."),
             )
         if self.faults:
             raise StudyFaults(self.faults)

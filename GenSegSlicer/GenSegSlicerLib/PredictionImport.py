@@ -16,6 +16,7 @@ from GenSegSlicerLib.StudyFiles import readLabels, segmentNames, toMatrix
 from GenSegSlicerLib.Translate import _
 from GenSegSlicerLib.Voxels import PHOTO_SUFFIXES, hasVoxels, ijkToRas, toVtk
 
+CLOSED_SURFACE = "Closed surface"
 _SHIFT = 0.01  # of a voxel: a larger distance between the grids is a fault
 
 
@@ -26,33 +27,59 @@ class PredictionImport:
         self.scene = scene
         self.scanList = scanList
 
-    def load(self, file: Path, volumeNode, table: LabelTable, runFolder: Path, caseId: str, surface: bool = True):
+    def load(self, file: Path, volumeNode, table: LabelTable, runFolder: Path, caseId: str):
         """The segmentation node of a label map file (.seg.nrrd and the like, .png) that belongs to `volumeNode`.
 
         `table` is the one the run was trained with (LabelTable.ofRun). A prediction that the user has changed stays
-        as it is, and the new one is put beside it. Raises StudyFaults; then the scene is as before.
+        as it is, and the new one is put beside it. A new one is not visible, and none has a surface (see
+        `showSurface`). Raises StudyFaults; then the scene is as before, as it is with a new one after other errors.
         """
         labels = self._read(Path(file), volumeNode, table)
-        node = self._earlier(volumeNode, runFolder, caseId)
-        if node is None:
-            name = self.scene.GenerateUniqueName(_("{scan} prediction").format(scan=volumeNode.GetName()))
-            node = self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
-            node.SetAttribute(RUN, runKey(runFolder))
-            node.SetAttribute(CASE, caseId)
-        if node.GetDisplayNode() is None:
-            node.CreateDefaultDisplayNodes()
-        lieOn(node, volumeNode)
-        wasModifying = node.StartModify()
-        _fill(node, _orientedImage(labels, volumeNode), table)
-        node.EndModify(wasModifying)
-        if surface and min(labels.shape) > 1:
-            node.CreateClosedSurfaceRepresentation()
-        placeBeside(self.scene, node, volumeNode)
-        node.SetAttribute(DRAWN, _fingerprint(node, volumeNode))
+        image = _orientedImage(labels, volumeNode)
+        earlier = self._earlier(volumeNode, runFolder, caseId)
+        node = earlier if earlier is not None else self._new(volumeNode, runFolder, caseId)
+        try:
+            if node.GetDisplayNode() is None:
+                node.CreateDefaultDisplayNodes()
+                node.GetDisplayNode().SetVisibility(False)
+            lieOn(node, volumeNode)
+            wasModifying = node.StartModify()
+            try:
+                _fill(node, image, table)
+            finally:
+                node.EndModify(wasModifying)
+            placeBeside(self.scene, node, volumeNode)
+            node.SetAttribute(DRAWN, _fingerprint(node, volumeNode))
+        except Exception:
+            if earlier is None:
+                for part in (node.GetDisplayNode(), node):
+                    if part is not None:
+                        self.scene.RemoveNode(part)
+            raise
         return node
 
+    def _new(self, volumeNode, runFolder: Path, caseId: str):
+        name = self.scene.GenerateUniqueName(_("{scan} prediction").format(scan=volumeNode.GetName()))
+        node = self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
+        node.SetAttribute(RUN, runKey(runFolder))
+        node.SetAttribute(CASE, caseId)
+        return node
+
+    @staticmethod
+    def showSurface(segmentationNode) -> bool:
+        """Make the surface of a segmentation of a volume, where it has none yet. → whether it has one now."""
+        segmentation = segmentationNode.GetSegmentation()
+        if segmentation is None or segmentation.GetNumberOfSegments() == 0:
+            return False
+        volume = segmentationNode.GetNodeReference(segmentationNode.GetReferenceImageGeometryReferenceRole())
+        if volume is not None and volume.GetImageData() is not None and min(volume.GetImageData().GetDimensions()) == 1:
+            return False
+        if not segmentation.ContainsRepresentation(CLOSED_SURFACE):
+            segmentationNode.CreateClosedSurfaceRepresentation()
+        return segmentation.ContainsRepresentation(CLOSED_SURFACE)
+
     def accept(self, segmentationNode, volumeNode) -> None:
-        """The prediction becomes the scan's own segmentation, the scan a labelled one. No run replaces it any more."""
+        """The prediction becomes the scan's own segmentation, the scan a labeled one. No run replaces it any more."""
         self.scanList.setSegmentation(volumeNode, segmentationNode)
         self.scanList.setRole(volumeNode, Role.LABELLED)
         name = _("{scan} segmentation").format(scan=volumeNode.GetName())

@@ -6,6 +6,7 @@ from pathlib import Path
 import slicer
 import vtk
 
+from GenSegSlicerLib.Batches import isBatch
 from GenSegSlicerLib.ImageFile import ImageFile
 from GenSegSlicerLib.RunAbout import RunAbout
 from GenSegSlicerLib.Translate import _
@@ -26,23 +27,26 @@ class ResultTable:
         self.problem = ""
         self._shares = {}  # (label map, when it was written) → {structure: percent of the image}
 
-    def update(self, runFolder: Path | str, names: dict[str, str] | None = None):
+    def update(self, folder: Path | str, names: dict[str, str] | None = None, model: Path | str | None = None):
         """Bring the table to RUN/predictions/index.json and RUN/metrics.json. → the node; None where there is none yet.
 
+        folder: a run, or a folder that `genseg predict` wrote (index.json directly inside) with the run `model`.
         names: {case: name of the scan for people}. The scans about which the model is least sure come first: they
         deserve the first look. Of a run without predictions the table is empty; where the list of predictions cannot
         be read it stays as it was.
         """
         self.problem = ""
-        runFolder = Path(runFolder)
-        index = self._read(runFolder / "predictions" / "index.json")
+        folder = Path(folder)
+        batch = isBatch(folder)
+        masks = folder if batch else folder / "predictions"
+        index = self._read(masks / "index.json")
         cases = [case for case in index.get("cases") or [] if isinstance(case, dict) and case.get("case")]
         if self.problem or (not cases and self.node() is None):
             return self.node()
-        metrics = self._read(runFolder / "metrics.json")
+        metrics = {} if batch else self._read(folder / "metrics.json")
         cases.sort(key=lambda case: -(case.get("uncertainty") if case.get("uncertainty") is not None else -1))
-        about = RunAbout(runFolder)
-        shares = [self._share(runFolder / "predictions" / str(case.get("path")), case, about) for case in cases]
+        about = RunAbout(model or folder)
+        shares = [self._share(masks / str(case.get("path")), case, about) for case in cases]
         columns = _columns(cases, _structures(about, cases), _dice(metrics), names or {}, shares)
         node = self.node() or self._make()
         change = node.StartModify()

@@ -55,6 +55,7 @@ class RunProgress:
         self.predictions: dict[str, dict] = {}
         self._pairs: dict[str, dict] = {}
         self.plan: dict = {}
+        self._trained = 0.0  # share of the training; what an earlier part has reached counts until it goes on
         self._begin({})
 
     @classmethod
@@ -127,7 +128,6 @@ class RunProgress:
         """A run starts, or goes on: what was true of an earlier part no longer counts, its curves and results do."""
         self.started = event
         self.phase, self.fraction, self.secondsLeft = "", 0.0, None
-        self._trained = 0.0
         self.warnings: list[dict] = []
         self.errors: list[dict] = []
         self.finished: int | None = None
@@ -162,9 +162,11 @@ class RunProgress:
         self.phase = event["phase"]
         if self.phase == "train":
             self._trained = share
-        elif self.phase == "predict" and 0 < self._trained < _LAST_PREDICTIONS:
+        elif self.phase == "predict" and self.started and self._trained < _LAST_PREDICTIONS:
             return  # a first look in the middle of the training
         begin, end = _PARTS.get(self.phase, (0.0, 0.0))
+        if self.phase == "predict" and not self.started:
+            begin, end = 0.0, 1.0  # a command that does nothing else
         self.fraction = max(self.fraction, begin + share * (end - begin))
         self.secondsLeft = event.get("seconds_left")
 

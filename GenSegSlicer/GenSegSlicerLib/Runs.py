@@ -163,7 +163,7 @@ def describe(run: Run) -> str:
     }
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.date))
     parts = [kinds[run.kind], _("Begun on {date}, method {method}.").format(date=when, method=run.method)]
-    counts = _("Labelled scans: {labelled}; to segment: {unlabelled}; test: {tested}.")
+    counts = _("Labeled scans: {labelled}; to segment: {unlabelled}; test: {tested}.")
     parts.append(counts.format(labelled=run.labelled, unlabelled=run.unlabelled, tested=run.tested))
     if run.labels:
         parts.append(_("Structures: {names}.").format(names=", ".join(run.labels)))

@@ -11,14 +11,14 @@ from GenSegSlicerLib.Faults import Fault
 from GenSegSlicerLib.Scans import Role, Scan
 from GenSegSlicerLib.SegmentMasks import SegmentMasks
 from GenSegSlicerLib.Translate import _
-from GenSegSlicerLib.Voxels import hasVoxels, ijkToRas, volumeArray
+from GenSegSlicerLib.Voxels import hasVoxels, ijkToRas, isPhotograph, volumeArray
 
 
 def imageFaults(scan: Scan) -> list[Fault]:
     """Faults of one scan's image."""
     image = scan.volumeNode.GetImageData()
     if not hasVoxels(image):
-        rule, remedy = _("There is no image in it."), _("Load it again, or set its role to 'ignore'.")
+        rule, remedy = _("There is no image in it."), _("Load it again, or set its use to Ignore.")
         return [Fault(scan.name, rule, remedy)]
     return [Fault(scan.name, rule, remedy) for rule, remedy in _imageFaults(scan, image)]
 
@@ -34,13 +34,13 @@ def _imageFaults(scan: Scan, image) -> Iterator[tuple[str, str]]:
             _("Resample it, for example with the module Resample Scalar/Vector/DWI Volume, and use the result."),
         )
     if sorted(image.GetDimensions())[1] == 1:
-        yield _("It is only one voxel wide."), _("Set its role to 'ignore'.")
+        yield _("It is only one voxel wide."), _("Set its use to Ignore.")
     array = volumeArray(scan.volumeNode)
     if np.issubdtype(array.dtype, np.floating) and (bad := int(np.count_nonzero(~np.isfinite(array)))):
         rule = _("{count} of its voxels hold no number.").format(count=bad)
         yield rule, _("Load it again from its source, or replace these voxels by the value of the background.")
     elif array.min() == array.max():
-        yield _("It shows nothing: all its voxels are the same."), _("Load it again, or set its role to 'ignore'.")
+        yield _("It shows nothing: all its voxels are the same."), _("Load it again, or set its use to Ignore.")
 
 
 def maskFaults(scan: Scan, masks: SegmentMasks) -> Iterator[Fault]:
@@ -87,7 +87,7 @@ def studyFaults(scans: list[Scan], patients: dict[str, str]) -> Iterator[Fault]:
             rule = _(
                 "The model must not learn from a patient it is tested on, but the test scan '{other}' shows the same."
             )
-            remedy = _("Give both scans the same role.")
+            remedy = _("Give both scans the same use.")
             yield Fault(scan.name, rule.format(other=other.name), remedy)
 
 
@@ -99,11 +99,11 @@ def _unlikeTheOthers(scans: list[Scan]) -> Iterator[Fault]:
     for scan in scans:
         if scan.dims != usualDims:
             rule = _("It is {kind}, but most scans of the study are not.").format(kind=kinds[scan.dims])
-            yield Fault(scan.name, rule, _("Set its role to 'ignore', or make a study of its own for it."))
+            yield Fault(scan.name, rule, _("Set its use to Ignore, or make a study of its own for it."))
         elif channels(scan) != usualChannels:
             rule = _("It has {found} channels, but most scans have {usual}.")
             rule = rule.format(found=channels(scan), usual=usualChannels)
-            remedy = _("Use color images only or gray images only; set the others to 'ignore'.")
+            remedy = _("Use color images only or gray images only; set the use of the others to Ignore.")
             yield Fault(scan.name, rule, remedy)
 
 
@@ -125,7 +125,32 @@ def _sameTwice(scans: list[Scan]) -> Iterator[Fault]:
         first = seen.setdefault((array.shape, digest), scan)
         if first is not scan:
             rule = _("It is the same image as '{first}', and a study must hold an image once.").format(first=first.name)
-            yield Fault(scan.name, rule, _("Set one of them to 'ignore'."))
+            yield Fault(scan.name, rule, _("Set the use of one of them to Ignore."))
+
+
+def scanToken(volumeNode, flips: tuple[bool, ...] = ()) -> str:
+    """Tells a scan from all others: a digest of its voxels, their type and number along each axis.
+
+    Where the voxels lie is left out, as saving may round it; the grid is compared when a prediction comes. So is the
+    opacity of photographs, which is not exported. flips: for each axis KJI, whether it is read from its end.
+    """
+    if not hasVoxels(volumeNode.GetImageData()):
+        return ""
+    array = withoutOpacity(volumeNode)
+    array = np.flip(array, [axis for axis, flipped in enumerate(flips) if flipped])
+    digest = hashlib.blake2b(f"{array.dtype.str} {array.shape}".encode(), digest_size=16)
+    for plane in array:
+        digest.update(np.ascontiguousarray(plane).data)
+    return digest.hexdigest()
+
+
+def withoutOpacity(volumeNode) -> np.ndarray:
+    """The voxels KJI or KJIC; the opacity of photographs is left out."""
+    array = volumeArray(volumeNode)
+    if array.ndim == 3 or array.shape[-1] not in (2, 4) or not isPhotograph(volumeNode):
+        return array
+    array = array[..., : array.shape[-1] - 1]
+    return array[..., 0] if array.shape[-1] == 1 else array
 
 
 def patientsOf(scene, scans: list[Scan]) -> dict[str, str]:

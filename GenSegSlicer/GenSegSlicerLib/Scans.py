@@ -1,5 +1,6 @@
 """The scans of a scene: their roles, their segmentations and the ids of their files. All of it is kept in the scene."""
 
+import json
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from GenSegSlicerLib.Voxels import hasVoxels, isPhotograph, nodesOf
 ROLE = "GenSegSlicer.Role"  # attribute of a volume
 CASE = "GenSegSlicer.Case"  # attribute of a volume, and of a prediction until it is accepted
 RUN = "GenSegSlicer.Run"  # attribute of a prediction: its run folder
+ACCEPTED = "GenSegSlicer.Accepted"  # attribute of a prediction that became the user's: JSON [run folder, case]
+WRITTEN = "GenSegSlicer.Written"  # attribute of a prediction: when its file was written, in ns since 1970
 DRAWN = "GenSegSlicer.Drawn"  # attribute of a prediction: what it held when it came, to notice corrections
 GALLERY = "GenSegSlicer.Gallery"  # attribute of all that PairView makes, value: what it is; no scan of the study
 SEGMENTATION = "GenSegSlicer.Segmentation"  # node reference from a volume to its own segmentation
@@ -73,7 +76,10 @@ class ScanList:
         if segmentationNode is None:
             volumeNode.RemoveNodeReferenceIDs(SEGMENTATION)
             return
-        for attribute in (RUN, CASE, DRAWN):
+        if isPrediction(segmentationNode):
+            made = [segmentationNode.GetAttribute(RUN), segmentationNode.GetAttribute(CASE)]
+            segmentationNode.SetAttribute(ACCEPTED, json.dumps(made))
+        for attribute in (RUN, CASE, DRAWN, WRITTEN):
             segmentationNode.RemoveAttribute(attribute)
         volumeNode.SetNodeReferenceID(SEGMENTATION, segmentationNode.GetID())
 
@@ -174,6 +180,17 @@ class ScanList:
 def isPrediction(segmentationNode) -> bool:
     """Whether a segmentation was made by a run and not accepted yet."""
     return bool(segmentationNode.GetAttribute(RUN))
+
+
+def madeBy(segmentationNode) -> tuple[str, str] | None:
+    """(run folder, case) of a prediction, accepted or not; None for what no run has made."""
+    if isPrediction(segmentationNode):
+        return segmentationNode.GetAttribute(RUN), segmentationNode.GetAttribute(CASE) or ""
+    try:
+        run, case = json.loads(segmentationNode.GetAttribute(ACCEPTED) or "null")
+        return str(run), str(case)
+    except (ValueError, TypeError):
+        return None
 
 
 def _isScan(node) -> bool:

@@ -4,21 +4,27 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from GenSegSlicerLib.Batches import Batches, isBatch
+from GenSegSlicerLib.CaseVolumes import STUDIES, CaseVolumes
 from GenSegSlicerLib.Curves import Curves
 from GenSegSlicerLib.Faults import Fault, StudyFaults
 from GenSegSlicerLib.LabelTable import LabelTable
 from GenSegSlicerLib.PredictionImport import PredictionImport, runKey
 from GenSegSlicerLib.ResultTable import ResultTable
 from GenSegSlicerLib.Runs import Run, RunList
-from GenSegSlicerLib.Scans import CASE, RUN, Role, ScanList, isPrediction
+from GenSegSlicerLib.Scans import RUN, WRITTEN, Role, ScanList, isPrediction, madeBy
 from GenSegSlicerLib.StudyExport import StudyExport
 from GenSegSlicerLib.Suggest import Suggest
 from GenSegSlicerLib.Translate import _
+from GenSegSlicerLib.Voxels import nodesOf
 
-STUDIES = "studies"  # beside the runs: what each was trained on
+_SETTLED = 3600  # seconds after which copies of scans without a run are stranded
+# What may go wrong with the files of one case; the others go on.
+_TROUBLE = (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError)
 
 
 class Session:
@@ -27,12 +33,14 @@ class Session:
     def __init__(self, scene, loadVolume: Callable):
         self.scene, self.loadVolume = scene, loadVolume
         self.scans = ScanList(scene)
+        self.volumes = CaseVolumes(scene, self.scans, loadVolume)
         self.export = StudyExport(scene, self.scans)
         self.predictions = PredictionImport(scene, self.scans)
         self.suggest = Suggest()
         self.curves = Curves(scene)
         self.table = ResultTable(scene)
-        self._imported: dict[tuple, float] = {}  # (run, case) → when the file was written that is in the scene
+        self._brought: dict[tuple, str] = {}  # (run, case) → when the file was written that came last
+        self._told: set[tuple] = set()  # (run, case, when its file was written) of faults that were told
 
     # --- labeling ---
 
@@ -83,10 +91,32 @@ class Session:
         """Remove the copies of the scans that were written for a run, where they are in their usual place."""
         shutil.rmtree(runFolder.parent / STUDIES / runFolder.name, ignore_errors=True)
 
+    def strandedStudies(self, folder: Path) -> list[Path]:
+        """Copies of scans in the folder for results that no run there belongs to: after a crash, or a run was moved.
+
+        Those of the last hour do not count: another Slicer may be about to start a run with them.
+        """
+        try:
+            entries = sorted(entry for entry in (folder / STUDIES).iterdir() if entry.is_dir())
+            alone = [entry for entry in entries if not (folder / entry.name).is_dir()]
+            return [entry for entry in alone if time.time() - entry.stat().st_mtime > _SETTLED]
+        except OSError:
+            return []
+
     def removeRun(self, run: Run, active: Path | None) -> None:
-        """Delete a run and the copies of its scans. Raises StudyFaults; then nothing was deleted."""
+        """Delete a run, the copies of its scans, and the masks of more scans that its model has segmented.
+
+        Raises StudyFaults; then nothing was deleted.
+        """
+        batches = Batches(run.path)
+        batches.checkRemovable()
         RunList(run.path.parent).remove(run, active)
+        batches.remove()
         self.dropStudy(run.path)
+
+    def batches(self, runFolder: Path) -> list[Path]:
+        """Folders with masks of more scans that a run's model has segmented, the newest first."""
+        return Batches(runFolder).all()
 
     # --- back ---
 
@@ -95,96 +125,156 @@ class Session:
         for file in [folder / "predictions" / "index.json", folder / "index.json"] if folder is not None else []:
             try:
                 return {**json.loads(file.read_text(encoding="utf-8")), "folder": file.parent}
-            except (OSError, ValueError):
+            except (OSError, ValueError, TypeError):
                 continue
         return {}
 
     def importPredictions(
-        self, runFolder: Path, model: Path | None = None, loadScans: bool = False, surface: bool = True
-    ) -> list[Fault]:
-        """Bring what is new in a folder of predictions into the scene. → what could not be brought, one by one.
+        self,
+        folder: Path,
+        model: Path | None = None,
+        loadScans: bool = False,
+        again: bool = False,
+        repeat: bool = True,
+    ) -> Iterator[Fault | None]:
+        """Bring what is new in a folder of predictions into the scene, at most one case with every step.
 
-        `model`: the run whose label table holds, where `runFolder` is a folder of predictions alone. `loadScans`: scans
-        that are not in the scene are loaded from their files.
+        Yields None for a case that came, or every Fault of one that could not; what is there unchanged, was accepted,
+        or was deleted by the user gives no step. `folder`: a run, or a folder that `genseg predict` wrote with the
+        run `model` (where it is not given, the one remembered). `loadScans`: scans that are not in the scene are
+        loaded from their files. `again`: bring deleted ones, too. `repeat`: tell faults that were told before.
         """
-        index = self.index(runFolder)
+        index = self.index(folder)
         if not index.get("cases"):
-            return []
+            return
         try:
-            table = LabelTable.ofRun(model or runFolder)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            rule = _("The structures of the run cannot be read ({reason}).").format(reason=error)
-            return [Fault(runFolder.name, rule, _("Train again."))]
-        faults = []
-        for case in index["cases"]:
+            table = LabelTable.ofRun(self._model(folder, model))
+            cases = list(index["cases"])
+        except _TROUBLE as error:
+            if repeat or (runKey(folder), "", "") not in self._told:
+                rule = _("The structures of the run cannot be read ({reason}).").format(reason=error)
+                yield Fault(folder.name, rule, _("Train again."))
+            self._told.add((runKey(folder), "", ""))
+            return
+        for case in cases:
+            stamp = _stamp(case, index["folder"], folder)
+            if not repeat and stamp in self._told:
+                continue
             try:
-                self._import(case, index["folder"], runFolder, table, loadScans, surface)
+                found = _Case.of(case, index["folder"], folder)
+                if self._isSettled(found, again):
+                    continue
+                self._bring(found, table, loadScans)
+                faults: list[Fault | None] = [None]
             except StudyFaults as error:
-                faults += error.faults
-        return faults
+                faults = list(error.faults)
+            except _TROUBLE as error:
+                faults = [_notBrought(case, error)]
+            if faults != [None]:
+                self._told.add(stamp)
+            yield from faults
 
-    def _import(self, case: dict, folder: Path, runFolder: Path, table: LabelTable, loadScans: bool, surface: bool):
-        file = folder / case["path"]
-        volume = self.volumeOf(case["case"], case.get("images") or [], loadScans)
+    def _isSettled(self, case: "_Case", again: bool) -> bool:
+        """Whether nothing is to be done: it is there, or the user has decided otherwise."""
+        waiting = []
+        for node in nodesOf(self.scene, "vtkMRMLSegmentationNode"):
+            if madeBy(node) != case.key:
+                continue
+            if not isPrediction(node):
+                return True  # accepted: it is the user's now
+            if self.volumeOf(node) is not None:
+                waiting.append(node)
+        if any(node.GetAttribute(WRITTEN) == case.written for node in waiting):
+            return True
+        if again or case.key not in self._brought or not self.volumes.isThere(case.folder, case.name, case.images):
+            return False
+        return not waiting or self._brought[case.key] == case.written
+
+    def _bring(self, case: "_Case", table: LabelTable, loadScans: bool) -> None:
+        volume = self.volumes.find(case.folder, case.name, case.images, loadScans)
+        node = self.predictions.load(case.file, volume, table, case.folder, case.name)
+        node.SetAttribute(WRITTEN, case.written)
+        self._brought[case.key] = case.written
+
+    def _model(self, folder: Path, model: Path | None) -> Path:
+        """The run whose table of structures holds for a folder of predictions."""
+        known = Batches.modelOf(folder) if model is None and isBatch(folder) else model
+        return Path(known or folder)
+
+    def volumeOf(self, segmentationNode):
+        """The volume on which a segmentation lies, or None."""
+        return segmentationNode.GetNodeReference(segmentationNode.GetReferenceImageGeometryReferenceRole())
+
+    def predictionOf(self, folder: Path | None, case: str) -> tuple:
+        """(volume, predicted segmentation) of a case of a run or a batch.
+
+        None for what is not in the scene, or was accepted; both None where the scan in the scene is another one.
+        """
+        if folder is None:
+            return None, None
+        volume = self.volumes.known(folder, case, self._imagesOf(folder, case))
         if volume is None:
-            return
-        key, written = (runKey(runFolder), case["case"]), file.stat().st_mtime if file.exists() else 0.0
-        if self._imported.get(key) == (written, surface) and self._prediction(volume, runFolder, case["case"]):
-            return
-        self.predictions.load(file, volume, table, runFolder, case["case"], surface)
-        self._imported[key] = (written, surface)
+            return None, None
+        nodes = [node for node in self.scans.predictionsOf(volume) if madeBy(node) == (runKey(folder), case)]
+        return volume, next(iter(nodes), None)
 
-    def volumeOf(self, case: str, images: list[str], load: bool = False):
-        """The volume of a case: by its id in the scene, else, with `load`, from its file; None where there is none."""
-        volume = self.scans.byCaseId(case)
-        if volume is None and load and images and Path(images[0]).exists():
-            volume = self.loadVolume(Path(images[0]))
-            if volume is not None:
-                volume.SetAttribute(CASE, case)
-        return volume
+    def _imagesOf(self, folder: Path, case: str) -> list[str]:
+        """The image files of a case of a batch; a run's cases are known by their ids."""
+        cases = (self.index(folder).get("cases") or []) if isBatch(folder) else []
+        return next((_images(one) for one in cases if isinstance(one, dict) and one.get("case") == case), [])
 
-    def _prediction(self, volume, runFolder: Path | None, case: str):
-        for node in self.scans.predictionsOf(volume):
-            if runFolder is None or (node.GetAttribute(RUN) == runKey(runFolder) and node.GetAttribute(CASE) == case):
-                return node
-        return None
-
-    def predictionOf(self, runFolder: Path | None, case: str) -> tuple:
-        """(volume, predicted segmentation) of a case; None for what is not in the scene, or was accepted."""
-        volume = self.scans.byCaseId(case)
-        return (None, None) if volume is None else (volume, self._prediction(volume, runFolder, case))
+    def showSurface(self, segmentation) -> bool:
+        """Before a segmentation is shown: make its surface, where it is one of a volume. → whether it has one."""
+        return self.predictions.showSurface(segmentation)
 
     def accept(self, segmentation, volume) -> None:
-        """The prediction becomes the scan's own, a labelled one."""
+        """The prediction becomes the scan's own, a labeled one. Its run does not bring it again."""
         self.predictions.accept(segmentation, volume)
 
-    def discardPredictions(self, runFolder: Path) -> None:
-        """Take a run's predictions out of the scene; what was accepted stays."""
-        key = runKey(runFolder)
-        for i in reversed(range(self.scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode"))):
-            node = self.scene.GetNthNodeByClass(i, "vtkMRMLSegmentationNode")
-            if isPrediction(node) and node.GetAttribute(RUN) == key:
+    def discardPredictions(self, folder: Path) -> None:
+        """Take the predictions of a run or a batch out of the scene; what was accepted stays."""
+        for node in [*nodesOf(self.scene, "vtkMRMLSegmentationNode")]:
+            if isPrediction(node) and node.GetAttribute(RUN) == runKey(folder):
                 self.scene.RemoveNode(node)
 
     # --- to look at ---
 
-    def nodesOfCase(self, case: str):
-        """(volume, its own segmentation) of a case in the scene, or None."""
+    def nodesOfCase(self, case: str, runFolder: Path | None = None):
+        """(volume, its own segmentation) of a case in the scene, or None; with a run only if it is that run's scan."""
         volume = self.scans.byCaseId(case)
+        if volume is not None and runFolder is not None and not self.volumes.isTheScanOf(runFolder, case, volume):
+            return None
         segmentation = None if volume is None else self.scans.segmentationOf(volume)
         return None if segmentation is None else (volume, segmentation)
 
-    def results(self, runFolder: Path | None) -> tuple[list[str], list[str], list[list[str]]]:
-        """(titles, case of every row, rows of text) of a run's predictions, the least sure first."""
-        if runFolder is None:
+    def results(self, folder: Path | None, model: Path | None = None) -> tuple[list[str], list[str], list[list[str]]]:
+        """(titles, case of every row, rows of text) of the predictions of a run or a batch, the least sure first.
+
+        `model`: the run that made a batch, where it is not the one remembered.
+        """
+        if folder is None:
             return [], [], []
-        names = {self.scans.caseId(scan.volumeNode): scan.name for scan in self.scans.scans()}
-        node = self.table.update(runFolder, names)
+        node = self.table.update(folder, self._namesOf(folder), self._model(folder, model))
         if node is None:
             return [], [], []
         columns = [node.GetTable().GetColumn(i) for i in range(node.GetNumberOfColumns())]
         cells = [[column.GetValue(row) for column in columns] for row in range(node.GetNumberOfRows())]
         return [column.GetName() for column in columns], self.table.cases(), cells
+
+    def _namesOf(self, folder: Path) -> dict[str, str]:
+        """{case: name for people}: as the scan is called in the scene where it is surely this one."""
+        if isBatch(folder):
+            names = self.volumes.namesOfBatch(folder)
+        else:
+            names = {case: str(entry["name"]) for case, entry in self.volumes.study(folder).items() if "name" in entry}
+            if not names:  # an older run, of which only the ids are known
+                names = {self.scans.caseId(scan.volumeNode): scan.name for scan in self.scans.scans()}
+        for node in nodesOf(self.scene, "vtkMRMLSegmentationNode"):
+            run, case = madeBy(node) or ("", "")
+            volume = self.volumeOf(node) if run == runKey(folder) else None
+            if volume is not None:
+                names[case] = volume.GetName()
+        return names
 
     def suggestNext(self, runFolder: Path | None) -> tuple:
         """(scan or None, reason): which scan to label next."""
@@ -193,7 +283,57 @@ class Session:
     def studyText(self) -> str:
         """How many scans of each kind there are, in a sentence."""
         roles = [scan.role for scan in self.scans.scans()]
-        text = _("Labelled scans: {labelled}. To segment: {segment}. Test: {test}.")
+        text = _("Labeled scans: {labelled}. To segment: {segment}. Test: {test}.")
         return text.format(
             labelled=roles.count(Role.LABELLED), segment=roles.count(Role.SEGMENT), test=roles.count(Role.TEST)
         )
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One entry of an index. `folder`: the run or batch; `written`: when the file was written, "" without one."""
+
+    folder: Path
+    name: str
+    file: Path
+    images: list[str]
+    written: str
+
+    @classmethod
+    def of(cls, entry: dict, predictions: Path, folder: Path) -> "_Case":
+        """Raises KeyError or TypeError where the entry is broken."""
+        file = predictions / entry["path"]
+        return cls(folder, str(entry["case"]), file, _images(entry), _writtenAt(file))
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return runKey(self.folder), self.name
+
+
+def _stamp(entry, predictions: Path, folder: Path) -> tuple[str, str, str]:
+    """(run, case, when its file was written) of an entry, also of a broken one."""
+    if not isinstance(entry, dict):
+        return runKey(folder), str(entry), ""
+    return runKey(folder), str(entry.get("case")), _writtenAt(predictions / str(entry.get("path")))
+
+
+def _writtenAt(file: Path) -> str:
+    try:
+        return str(file.stat().st_mtime_ns)
+    except OSError:
+        return ""
+
+
+def _images(entry: dict) -> list[str]:
+    images = entry.get("images")
+    return [str(image) for image in images] if isinstance(images, list) else []
+
+
+def _notBrought(entry, error: Exception) -> Fault:
+    case = str(entry.get("case") or "") if isinstance(entry, dict) else ""
+    if isinstance(error, MemoryError):
+        rule = _("The memory does not suffice for its mask.")
+        return Fault(case or _("study"), rule, _("Close other programs or scans, and press 'Load'."))
+    rule = _("Its mask could not be brought into the scene ({reason}).")
+    reason = f"{type(error).__name__}: {error}"
+    return Fault(case or _("study"), rule.format(reason=reason), _("Run the model again for this scan."))

@@ -15,7 +15,7 @@ from GenSegSlicerLib.Scans import Role, Scan, ScanList
 from GenSegSlicerLib.SegmentMasks import BendingTransform, SegmentMasks
 from GenSegSlicerLib.StudyFiles import writePhoto, writeVolume
 from GenSegSlicerLib.Translate import _
-from GenSegSlicerLib.Voxels import ijkToRas, lookUp, volumeArray
+from GenSegSlicerLib.Voxels import ijkToRas, lookUp
 
 Progress = Callable[[int, int, str], None]  # scans done, scans in all, name of the scan
 
@@ -119,7 +119,8 @@ class _Work:
             return
         caseId = self.scanList.caseId(scan.volumeNode)
         entry = {"id": caseId, "name": scan.name, "image": f"images/{caseId}{self._suffix}"}
-        self._write(scan, _withoutOpacity(scan, self.photos), entry["image"])
+        entry["token"] = ScanChecks.scanToken(scan.volumeNode)  # the run's predictions are for this scan alone
+        self._write(scan, ScanChecks.withoutOpacity(scan.volumeNode), entry["image"])
         if labels is not None:
             entry["label"] = f"labels/{caseId}{self._suffix}"
             self._write(scan, labels, entry["label"])
@@ -143,7 +144,8 @@ class _Work:
         if not drawn:
             if scan.role == Role.LABELLED:
                 rule = _("It is labeled, but nothing is drawn on it.")
-                found.append(Fault(scan.name, rule, _("Press 'Label this scan' and draw, or set it to 'segment'.")))
+                remedy = _("Press 'Label this scan' and draw, or set its use to To segment.")
+                found.append(Fault(scan.name, rule, remedy))
             elif scan.segmentationNode is not None:
                 self._blank.append(scan.name)
             return None
@@ -166,15 +168,6 @@ class _Work:
         absent = [text.format(name=s.name) for s in self.table.structures if s.value not in self._seen]
         text = _("Nothing is drawn on the test scan '{name}': it is segmented, but not measured.")
         return absent + [text.format(name=name) for name in self._blank]
-
-
-def _withoutOpacity(scan: Scan, photos: bool) -> np.ndarray:
-    """The voxels KJI or KJIC; the opacity of photographs is left out."""
-    array = volumeArray(scan.volumeNode)
-    if not scan.isPhotograph or array.ndim == 3:
-        return array
-    array = array[..., : ScanChecks.channels(scan)]
-    return array[..., 0] if array.shape[-1] == 1 else array
 
 
 def _allPhotos(scans: list[Scan]) -> bool:

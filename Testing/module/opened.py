@@ -19,9 +19,8 @@ class Opened:
     def __init__(self, rig, folder: Path, external: bool = True):
         self.rig, self.folder = rig, folder
         rig.app.userSettings().setValue("GenSegSlicer/OutputFolder", str(folder))
+        rig.app.userSettings().setValue("GenSegSlicer/Python", backendPython() if external else "")
         self.widget = rig.openModule(MODULE)
-        if external:
-            self.widget._parameterNode.externalPython = backendPython()
         rig.pump(0.1)
 
     @property
@@ -44,20 +43,20 @@ class Opened:
 
     def trainFor(self, seconds: float) -> None:
         """A shorter time than the window offers, for tests."""
-        self.widget.trainPanel.seconds = lambda: seconds
+        self.widget.conductor.trainPanel.seconds = lambda: seconds
 
     def select(self, name: str) -> None:
         """Click the row of this scan."""
-        rows = {scan.name: row for row, scan in enumerate(self.widget.scansPanel._rows)}
+        rows = {scan.name: row for row, scan in enumerate(self.widget.conductor.scansPanel._rows)}
         self.ui.scansTable.selectRow(rows[name])
         self.rig.pump()
 
     def rows(self) -> list[tuple]:
-        """(name, role as shown, state) of the table of scans."""
+        """(name, use, state) as the table of scans shows them."""
         table = self.ui.scansTable
         texts = []
         for row in range(table.rowCount):
-            cells = [table.item(row, 0).text(), table.cellWidget(row, 1).currentText, table.item(row, 2).text()]
+            cells = [table.item(row, 0).text(), table.cellWidget(row, 1).currentText, table.item(row, 3).text()]
             texts.append(tuple(cells))
         return texts
 
@@ -76,7 +75,7 @@ class Opened:
             segmentId = inside.GetSegmentIdBySegmentName(name) or inside.AddEmptySegment("", name)
             mask = (labels == value).astype("uint8")
             slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, segmentId, volume)
-        self.widget.scansPanel.refresh()
+        self.widget.conductor.scansPanel.refresh()
         return segmentation
 
 

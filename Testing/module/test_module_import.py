@@ -150,7 +150,7 @@ def test_a_photographs_prediction_keeps_its_rows(mrml, predictions, run):
     labels[0, 1:4, 2:9] = 5
     node = predictions.load(put(run, labels, name="case.png"), volume, TABLE, run, "case")
     assert np.array_equal(mrml.mask(node, "脾", volume), labels == 5)
-    assert not node.GetSegmentation().ContainsRepresentation(CLOSED_SURFACE)
+    assert not predictions.showSurface(node) and not node.GetSegmentation().ContainsRepresentation(CLOSED_SURFACE)
     with pytest.raises(StudyFaults, match="17 × 12 × 1 voxels"):
         predictions.load(put(run, labels[:, 1:], name="case.png"), volume, TABLE, run, "case")
 
@@ -197,6 +197,9 @@ def test_reference_geometry_surface_display_and_place_in_the_subject_hierarchy(m
     hierarchy = mrml.subjectHierarchy
     assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == study
     assert node.GetDisplayNode() is not None and node.GetName() == "scan 肝 prediction"
+    assert not node.GetDisplayNode().GetVisibility(), "it waits until it is looked at"
+    assert not node.GetSegmentation().ContainsRepresentation(CLOSED_SURFACE)
+    assert predictions.showSurface(node)
     points = []
     for segmentId in node.GetSegmentation().GetSegmentIDs():
         surface = vtk.vtkPolyData()
@@ -240,13 +243,18 @@ def test_the_next_prediction_of_a_run_replaces_its_last_in_the_same_node(mrml, p
     volume = mrml.volume(noise(), "scan")
     node = predictions.load(put(run), volume, TABLE, run, "case")
     node.GetDisplayNode().SetOpacity(0.3)
+    node.GetDisplayNode().SetVisibility(True)
+    predictions.showSurface(node)
     other = predictions.load(put(run), volume, TABLE, tmp_path / "another run", "case")
     before = nodes(mrml)
     again = predictions.load(put(run, (2 * LAST).astype(np.uint8)), volume, TABLE, run, "case")
     assert again is node and nodes(mrml) == before and node.GetDisplayNode().GetOpacity() == 0.3
+    assert node.GetDisplayNode().GetVisibility(), "what is looked at stays in view"
     assert np.array_equal(mrml.mask(node, "never there", volume), LAST)
     assert not mrml.mask(node, "Leber ä", volume).any()
+    assert not node.GetSegmentation().ContainsRepresentation(CLOSED_SURFACE), "no surface of what was there before"
     surface = vtk.vtkPolyData()
+    assert predictions.showSurface(node)
     node.GetClosedSurfaceRepresentation("Segment_2", surface)
     assert surface.GetNumberOfPoints() > 0
     assert np.array_equal(mrml.mask(other, "Leber ä", volume), FIRST)

@@ -122,6 +122,29 @@ def test_the_bar_follows_the_phases_and_never_goes_back():
     assert 0.9 < seen[9] < seen[10] < seen[11] < seen[12] == 1.0
 
 
+def test_a_command_that_only_segments_fills_the_bar_from_nothing_to_the_end():
+    progress, seen = RunProgress(), []
+    for step in range(1, 5):
+        progress.feed(json.dumps(at("predict", step, 4)))
+        seen.append(progress.fraction)
+    assert seen == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_in_a_very_short_training_a_first_look_before_any_step_was_told_does_not_move_the_bar():
+    progress = fed(started(), at("pretrain", 10, 10), at("predict", 1, 2), at("predict", 2, 2))
+    assert progress.fraction == pytest.approx(0.12) and progress.phaseText == "Segmenting the scans"
+    progress.feed(json.dumps(at("report", 0, 2)))
+    assert progress.fraction == pytest.approx(0.98)
+
+
+def test_a_run_that_goes_on_with_its_last_predictions_shows_how_far_they_are():
+    progress = fed(started(), at("train", 100, 100), at("predict", 1, 4))
+    progress.reopen()
+    for event in (started(resumed=True), at("predict", 2, 4)):
+        progress.feed(json.dumps(event))
+    assert progress.fraction == pytest.approx(0.95)
+
+
 def test_a_first_look_in_the_middle_says_so_and_keeps_the_time_left():
     progress = fed(started(), at("train", 50, 100, 120.0), at("predict", 1, 26))
     assert progress.phaseText == "Segmenting the scans" and progress.timeLeftText == "about 2 minutes left"

@@ -56,7 +56,7 @@ def test_a_finished_run_tells_everything_about_itself(tmp_path):
     assert (run.date, run.seconds) == (1767225600.0, 300.0) and run.size > 2000
     assert run.usable and not run.resumable
     said = describe(run)
-    for words in ("Finished.", "genseg", "Leber, 脾", "0.84", "5 minutes", "kB", "Labelled scans: 3"):
+    for words in ("Finished.", "genseg", "Leber, 脾", "0.84", "5 minutes", "kB", "Labeled scans: 3"):
         assert words in said
 
 

@@ -1,20 +1,24 @@
 """Asking for consent and installing what the training program needs, with a window that can be called off."""
 
+import time
 from pathlib import Path
 
+import qt
 import slicer
 from slicer.i18n import tr as _
 
+from GenSegSlicerLib.BackendProcess import BackendProcess
 from GenSegSlicerLib.Dependencies import Dependencies, Outcome
 from GenSegSlicerLib.PipInstaller import PipInstaller
+
+ANSWER = 30.0  # seconds a Python has to say what it has
 
 
 class Installing:
     """Checks and installs for Slicer's own Python; an external one is only checked."""
 
-    def __init__(self, requirements: Path, say):
-        """`say(text)` shows what is being done."""
-        self.requirements, self.say = requirements, say
+    def __init__(self, requirements: Path):
+        self.requirements = requirements
 
     def ensure(self, backend, environment) -> bool:
         """→ whether everything needed is there now. Asks before anything is installed, and says why not."""
@@ -46,11 +50,28 @@ class Installing:
         )
 
     def _pip(self, backend, environment):
-        def wait() -> bool:
-            slicer.app.processEvents()
-            return True
+        """Runs pip behind a window with its last line and a button that calls it off."""
 
-        return PipInstaller(backend.interpreter, environment, onLine=self.say, wait=wait)
+        def install(requirements, constraints) -> None:
+            window = slicer.util.createProgressDialog(
+                labelText=_("Installing"), windowTitle=_("Install what training needs"), maximum=0
+            )
+            window.setAutoClose(False)
+
+            def onLine(text: str) -> None:
+                window.labelText = text[:120]
+
+            def wait() -> bool:
+                slicer.app.processEvents()
+                time.sleep(0.02)
+                return not window.wasCanceled
+
+            try:
+                PipInstaller(backend.interpreter, environment, onLine=onLine, wait=wait)(requirements, constraints)
+            finally:
+                window.close()
+
+        return install
 
     def _torch(self):
         """The installer of the PyTorch extension, None without the extension."""
@@ -73,11 +94,12 @@ class Installing:
 
 def _output(command: list[str], environment) -> str:
     """What a short command prints. Raises OSError where it cannot be started."""
-    from GenSegSlicerLib.BackendProcess import BackendProcess
-
     process, said = BackendProcess(command, environment), []
     process.start()
-    while not process.finished:
+    end = time.monotonic() + ANSWER
+    while not process.finished and time.monotonic() < end:
         said += [line.text for line in process.poll() if not line.isError]
-        slicer.app.processEvents()
+        qt.QCoreApplication.processEvents(qt.QEventLoop.ExcludeUserInputEvents)
+        time.sleep(0.01)
+    process.kill()
     return "\n".join(said)

@@ -22,6 +22,10 @@ class LabelingEditor:
     def isOpen(self) -> bool:
         return self.volumeNode is not None
 
+    def edits(self, node) -> bool:
+        """Whether this volume or segmentation is being edited."""
+        return self.isOpen and (node is self.volumeNode or node is self.editor.segmentationNode())
+
     def open(self, volumeNode, segmentationNode) -> None:
         if self.isOpen and self.volumeNode is not volumeNode:
             self.onDone()

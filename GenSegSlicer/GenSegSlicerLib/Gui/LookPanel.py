@@ -1,5 +1,7 @@
 """Section 3: curves and synthetic pairs, while the training runs and afterwards."""
 
+import time
+
 import qt
 import slicer
 from slicer.i18n import tr as _
@@ -10,16 +12,19 @@ from GenSegSlicerLib.Gui.Pictures import iconOf, show
 from GenSegSlicerLib.Gui.Views import showPair
 
 THUMBNAIL = 96  # pixels
+MOMENT = 0.1  # seconds of drawing at a time
 SHOWN = 48  # the newest pairs; older ones stay in the run folder
 
 
 class LookPanel:
-    """Shows one run: `open` it, then `update` as it goes on."""
+    """Shows one run: `open` it, then `update` as it goes on, and `drawSome` while `drawing` is true."""
 
-    def __init__(self, ui, logic):
-        self.ui, self.logic = ui, logic
+    def __init__(self, ui, logic, actions):
+        """`actions` has stopLabeling()."""
+        self.ui, self.logic, self.actions = ui, logic, actions
         self.gallery: Gallery | None = None
         self._shown: list = []
+        self._undrawn: list[int] = []  # rows without a picture yet
         ui.galleryList.setIconSize(qt.QSize(THUMBNAIL, THUMBNAIL))
         ui.galleryList.connect("itemSelectionChanged()", self.onSelected)
         ui.excludeButton.connect("clicked()", self.onExclude)
@@ -28,13 +33,14 @@ class LookPanel:
 
     def open(self, runFolder) -> None:
         """Show this run's pairs."""
-        self.close()
-        self.gallery = Gallery(runFolder)
+        if self.gallery is None or self.gallery.runFolder != runFolder:
+            self.close()
+            self.gallery = Gallery(runFolder)
         self.update()
 
     def close(self) -> None:
         self.gallery = None
-        self._shown = []
+        self._shown, self._undrawn = [], []
         self.ui.galleryList.clear()
         self.ui.curvesComboBox.clear()
         self._tell()
@@ -55,12 +61,26 @@ class LookPanel:
         widget.clear()
         self._shown = self.gallery.pairs()[:SHOWN]
         for pair in self._shown:
-            item = qt.QListWidgetItem(iconOf(self.gallery.thumbnail(pair, THUMBNAIL)), "")
+            item = qt.QListWidgetItem("")
             item.setToolTip(self.gallery.describe(pair))
+            item.setSizeHint(qt.QSize(THUMBNAIL, THUMBNAIL))
             widget.addItem(item)
             if selected is not None and pair.key == selected.key:
                 widget.setCurrentItem(item)
         widget.blockSignals(wasBlocked)
+        self._undrawn = list(range(len(self._shown)))
+        self.drawSome()
+
+    @property
+    def drawing(self) -> bool:
+        return bool(self._undrawn)
+
+    def drawSome(self) -> None:
+        """Draw pictures for a moment: a large scan takes long to read, and the window must not wait for all."""
+        end = time.monotonic() + MOMENT
+        while self._undrawn and time.monotonic() < end:
+            row = self._undrawn.pop(0)
+            self.ui.galleryList.item(row).setIcon(iconOf(self.gallery.thumbnail(self._shown[row], THUMBNAIL)))
 
     def selectedPair(self):
         row = self.ui.galleryList.currentRow
@@ -71,8 +91,9 @@ class LookPanel:
         self._tell()
         if pair is None:
             return
+        self.actions.stopLabeling()
         with slicer.util.tryWithErrorDisplay(_("The pair cannot be shown."), waitCursor=True):
-            showPair(self.gallery, pair, self.logic.session.nodesOfCase)
+            showPair(self.gallery, pair, lambda case: self.logic.session.nodesOfCase(case, self.gallery.runFolder))
 
     def onExclude(self) -> None:
         pair = self.selectedPair()
@@ -90,7 +111,8 @@ class LookPanel:
         self.ui.excludeButton.text = (
             _("Take back into training") if pair is not None and pair.excluded else _("Exclude from training")
         )
-        text = "" if self._shown else _("Pairs appear here after about a fifth of the training.")
+        waiting = self.gallery is not None and self.logic.work.controller.active and not self._shown
+        text = _("Pairs appear here after about a fifth of the training.") if waiting else ""
         if pair is not None:
             text = self.gallery.describe(pair)
         elif self.gallery is not None and self.gallery.problem:

@@ -6,19 +6,19 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from GenSegSlicerLib.Faults import StudyFaults
 from GenSegSlicerLib.Gui.ScansPanel import ROW_HEIGHT, SUFFIXES, scansIn
 from GenSegSlicerLib.Gui.Views import showScan
 from GenSegSlicerLib.Runs import describe
 
 
 class ResultsPanel:
-    """`open` shows one run's results; the list on top offers the runs of the folder for results."""
+    """`open` shows the results of a run or a batch; the list on top offers the runs of the folder for results."""
 
     def __init__(self, ui, logic, actions):
-        """`actions` has label(volume), refreshScans(), resume(run folder) and segment(run folder, paths)."""
+        """`actions` has label(volume), stopLabeling(), refreshScans(), openRun, resume, segment and bring(masks)."""
         self.ui, self.logic, self.actions = ui, logic, actions
-        self.runFolder: Path | None = None
+        self.folder: Path | None = None  # of the predictions in the table: a run, or a batch of more scans
+        self.model: Path | None = None  # the run whose model made the batch
         self.busy = False
         self._runs: list = []
         self._cases: list[str] = []  # of the rows of the table
@@ -46,21 +46,25 @@ class ResultsPanel:
         """Read the folder for results again; the chosen run stays chosen."""
         chosen = self.ui.runComboBox.currentData
         self._runs = self.logic.work.runs()
-        combo = self.ui.runComboBox
-        combo.clear()
+        self.ui.runComboBox.clear()
         for run in self._runs:
-            combo.addItem(titleOf(run), str(run.path))
-        index = combo.findData(chosen or (str(self.runFolder) if self.runFolder else ""))
-        combo.setCurrentIndex(max(0, index) if self._runs else -1)
+            self.ui.runComboBox.addItem(titleOf(run), str(run.path))
+        self._choose(chosen)
+
+    def _choose(self, path) -> None:
+        index = self.ui.runComboBox.findData(str(path or ""))
+        self.ui.runComboBox.setCurrentIndex(max(0, index) if self._runs else -1)
         self._tell()
 
     def chosenRun(self):
         row = self.ui.runComboBox.currentIndex
         return self._runs[row] if 0 <= row < len(self._runs) else None
 
-    def open(self, runFolder: Path | None) -> None:
-        """Show the table of this run; its masks come into the scene by `logic.importPredictions`."""
-        self.runFolder = runFolder
+    def open(self, folder: Path | None, model: Path | None = None) -> None:
+        """Show the table of a run, or of a batch that the run `model` has segmented, and choose that run."""
+        self.folder, self.model = folder, model
+        self.refreshRuns()
+        self._choose(model or folder)
         self.fillTable()
 
     def setBusy(self, busy: bool) -> None:
@@ -69,16 +73,11 @@ class ResultsPanel:
         self._tell()
 
     def onLoad(self) -> None:
+        """Its curves, pairs and masks; scans that are not in the scene come from their files."""
         run = self.chosenRun()
-        if run is None:
-            return
-        self.open(run.path)
-        with slicer.util.tryWithErrorDisplay(_("The masks of this training cannot be loaded."), waitCursor=True):
-            faults = self.logic.session.importPredictions(run.path, loadScans=True)
-            if faults:
-                slicer.util.warningDisplay(str(StudyFaults(faults)))
-        self.actions.refreshScans()
-        self.fillTable()
+        if run is not None:
+            self.actions.openRun(run.path)
+            self.actions.bring(self.logic.session.importPredictions(run.path, loadScans=True, again=True))
 
     def onReport(self) -> None:
         run = self.chosenRun()
@@ -93,20 +92,23 @@ class ResultsPanel:
 
     def onRemove(self) -> None:
         run = self.chosenRun()
-        question = _("Delete this training with its model and masks?\n{folder}\nMasks in the scene stay.")
+        question = _(
+            "Delete this training with its model and all masks it made, those of more scans too?\n{folder}\nMasks in the scene stay."
+        )
         if run is None or not slicer.util.confirmYesNoDisplay(question.format(folder=run.path)):
             return
         with slicer.util.tryWithErrorDisplay(_("The training cannot be deleted."), waitCursor=True):
             self.logic.work.removeRun(run)
-            if self.runFolder == run.path:
+            if run.path in (self.folder, self.model):
                 self.open(None)
+                self.actions.closeRun()
         self.refreshRuns()
 
     # --- masks ---
 
     def fillTable(self) -> None:
         """Bring the table to the run's predictions."""
-        header, cases, rows = self.logic.session.results(self.runFolder)
+        header, cases, rows = self.logic.session.results(self.folder, self.model)
         table = self.ui.resultsTable
         selected = self.selectedCase()
         table.setColumnCount(len(header))
@@ -128,11 +130,24 @@ class ResultsPanel:
     def _selectedNodes(self) -> tuple:
         """(volume, predicted segmentation) of the selected row; None for what is not in the scene."""
         case = self.selectedCase()
-        return self.logic.session.predictionOf(self.runFolder, case) if case is not None else (None, None)
+        return self.logic.session.predictionOf(self.folder, case) if case is not None else (None, None)
+
+    def showFirst(self) -> None:
+        """Where nothing is selected, the scan that deserves the first look."""
+        if self._cases and self.selectedCase() is None and not self.logic.work.controller.active:
+            self.ui.resultsTable.selectRow(0)
+            self.onShow()
 
     def onShow(self) -> None:
         volume, segmentation = self._selectedNodes()
-        if volume is not None:
+        if volume is None:
+            return
+        self.actions.stopLabeling()
+        with slicer.util.tryWithErrorDisplay(_("The mask cannot be shown."), waitCursor=True):
+            if segmentation is None:
+                segmentation = self.logic.session.scans.segmentationOf(volume)
+            if segmentation is not None:
+                self.logic.session.showSurface(segmentation)
             showScan(volume, segmentation)
 
     def onAccept(self) -> None:
@@ -143,9 +158,12 @@ class ResultsPanel:
             self._tell()
 
     def onCorrect(self) -> None:
+        """The scan counts as labeled once the user is done."""
         volume, segmentation = self._selectedNodes()
         if segmentation is not None and self._mayReplace(volume):
+            use = self.logic.session.scans.scan(volume).role
             self.logic.session.accept(segmentation, volume)
+            self.logic.session.scans.setRole(volume, use)
             self.actions.label(volume)
             self._tell()
 

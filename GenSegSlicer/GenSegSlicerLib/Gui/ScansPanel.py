@@ -11,9 +11,9 @@ from slicer.util import VTKObservationMixin
 from GenSegSlicerLib.Gui.LabelingEditor import LabelingEditor
 from GenSegSlicerLib.Gui.Pictures import show
 from GenSegSlicerLib.Gui.Views import showScan
-from GenSegSlicerLib.Scans import Role
+from GenSegSlicerLib.Scans import GALLERY, Role, isPrediction
 
-NAME, ROLE, STATE = range(3)
+NAME, ROLE, MASK, STATE = range(4)
 ROW_HEIGHT = 26  # pixels
 SUFFIXES = (".nrrd", ".nhdr", ".nii", ".nii.gz", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -40,8 +40,8 @@ class ScansPanel(VTKObservationMixin):
         ui.labelButton.connect("clicked()", self.onLabel)
         ui.suggestButton.connect("clicked()", self.onSuggest)
         ui.scansTable.connect("itemSelectionChanged()", self.onSelected)
-        for event in (slicer.vtkMRMLScene.NodeAddedEvent, slicer.vtkMRMLScene.NodeRemovedEvent):
-            self.addObserver(slicer.mrmlScene, event, self._onNode)
+        self.addObserver(slicer.mrmlScene, slicer.vtkMRMLScene.NodeAddedEvent, self._onNode)
+        self.addObserver(slicer.mrmlScene, slicer.vtkMRMLScene.NodeRemovedEvent, self._onNodeRemoved)
         for event in (slicer.vtkMRMLScene.EndImportEvent, slicer.vtkMRMLScene.EndCloseEvent):
             self.addObserver(slicer.mrmlScene, event, self._onScene)
 
@@ -54,18 +54,24 @@ class ScansPanel(VTKObservationMixin):
 
     def _setUpTable(self) -> None:
         table = self.ui.scansTable
-        table.setColumnCount(3)
-        table.setHorizontalHeaderLabels([_("Scan"), _("Use"), _("State")])
+        table.setColumnCount(4)
+        table.setHorizontalHeaderLabels([_("Scan"), _("Use"), _("Segmentation"), _("State")])
         table.verticalHeader().setVisible(False)
         table.verticalHeader().setDefaultSectionSize(ROW_HEIGHT)
         for column in (NAME, STATE):
             table.horizontalHeader().setSectionResizeMode(column, qt.QHeaderView.Stretch)
-        table.horizontalHeader().setSectionResizeMode(ROLE, qt.QHeaderView.ResizeToContents)
+        table.setColumnWidth(MASK, 120)
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _onNode(self, caller, event, node) -> None:
         if node is not None and (node.IsA("vtkMRMLVolumeNode") or node.IsA("vtkMRMLSegmentationNode")):
             self._later.start()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _onNodeRemoved(self, caller, event, node) -> None:
+        if node is not None and self.editor.edits(node):
+            self.editor.close()
+        self._onNode(caller, event, node)
 
     def _onScene(self, caller, event) -> None:
         self._later.start()
@@ -93,10 +99,9 @@ class ScansPanel(VTKObservationMixin):
 
     def _fillRow(self, row: int, scan) -> None:
         table = self.ui.scansTable
-        segmentation = scan.segmentationNode.GetName() if scan.segmentationNode is not None else ""
-        for column, text, more in ((NAME, scan.name, ""), (STATE, scan.state, segmentation)):
+        for column, text in ((NAME, scan.name), (STATE, scan.state)):
             item = qt.QTableWidgetItem(text)
-            item.setToolTip(f"{text}\n{more}".strip())
+            item.setToolTip(text)
             table.setItem(row, column, item)
         combo = qt.QComboBox()
         for role, text, more in _roleTexts():
@@ -105,10 +110,28 @@ class ScansPanel(VTKObservationMixin):
         combo.setCurrentIndex(combo.findData(scan.role.value))
         combo.connect("activated(int)", lambda index, node=scan.volumeNode, box=combo: self._setRole(node, box))
         table.setCellWidget(row, ROLE, combo)
+        table.setCellWidget(row, MASK, self._masks(scan))
+
+    def _masks(self, scan):
+        """The scan's own segmentation, to be chosen among those of the scene: labels may have come from elsewhere."""
+        combo = qt.QComboBox()
+        combo.addItem("–", "")
+        for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+            if not node.GetHideFromEditors() and not isPrediction(node) and not node.GetAttribute(GALLERY):
+                combo.addItem(node.GetName(), node.GetID())
+        own = scan.segmentationNode.GetID() if scan.segmentationNode is not None else ""
+        combo.setCurrentIndex(max(0, combo.findData(own)))
+        combo.connect("activated(int)", lambda index, node=scan.volumeNode, box=combo: self._setMask(node, box))
+        return combo
+
+    def _setMask(self, volumeNode, combo) -> None:
+        segmentation = slicer.mrmlScene.GetNodeByID(combo.currentData) if combo.currentData else None
+        self.logic.session.scans.setSegmentation(volumeNode, segmentation)
+        self._later.start()  # not now: the box that was clicked is replaced by it
 
     def _setRole(self, volumeNode, combo) -> None:
         self.logic.session.scans.setRole(volumeNode, combo.currentData)
-        self.refresh()
+        self._later.start()
 
     def _tell(self) -> None:
         ui, scan = self.ui, self.selectedScan()
@@ -122,7 +145,7 @@ class ScansPanel(VTKObservationMixin):
         names = self.logic.session.structureNames()
         text = _("Structures: {names}.").format(names=", ".join(names)) if names else ""
         if self._rows and not any(other.drawn for other in self._rows):
-            text = _("No scan is labelled yet. Select one and press “Label this scan”.")
+            text = _("No scan is labeled yet. Select one and press “Label this scan”.")
         show(ui.structuresLabel, text)
 
     # --- what the user does ---
@@ -140,7 +163,12 @@ class ScansPanel(VTKObservationMixin):
     def onSelected(self) -> None:
         scan = self.selectedScan()
         self.ui.labelButton.enabled = scan is not None
-        if scan is not None and not self._filling:
+        if self._filling or scan is None:
+            return
+        show(self.ui.suggestionLabel, "")
+        if self.editor.isOpen and self.editor.volumeNode is not scan.volumeNode:
+            self.label(scan.volumeNode)  # never draw on one scan while another one is seen
+        else:
             showScan(scan.volumeNode, scan.segmentationNode)
 
     def onAddFiles(self) -> None:
@@ -177,10 +205,19 @@ class ScansPanel(VTKObservationMixin):
 
     def label(self, volumeNode) -> None:
         """Open the editor on this scan with the study's own structures."""
-        with slicer.util.tryWithErrorDisplay(_("The scan cannot be labelled."), waitCursor=True):
+        with slicer.util.tryWithErrorDisplay(_("The scan cannot be labeled."), waitCursor=True):
+            self._offerPrediction(volumeNode)
             segmentation = self.logic.session.segmentationToLabel(volumeNode)
             showScan(volumeNode, segmentation)
             self.editor.open(volumeNode, segmentation)
+
+    def _offerPrediction(self, volumeNode) -> None:
+        """Correcting what the model drew is quicker than drawing."""
+        session = self.logic.session
+        waiting = session.scans.predictionsOf(volumeNode)
+        question = _("Start from the mask that the model drew for this scan?")
+        if waiting and not session.scans.scan(volumeNode).drawn and slicer.util.confirmYesNoDisplay(question):
+            session.scans.setSegmentation(volumeNode, waiting[-1])
 
     def _labelingEnded(self, volumeNode) -> None:
         scan = self.logic.session.scans.scan(volumeNode)
@@ -191,20 +228,21 @@ class ScansPanel(VTKObservationMixin):
     def onSuggest(self) -> None:
         with slicer.util.tryWithErrorDisplay(_("No scan can be suggested."), waitCursor=True):
             scan, reason = self.logic.session.suggestNext(self.logic.work.current())
-            show(self.ui.suggestionLabel, reason)
             if scan is not None:
                 self.select(scan.volumeNode)
+            show(self.ui.suggestionLabel, reason)
 
 
 def scansIn(folder: Path) -> list[Path]:
-    """The scans that lie directly in a folder, by name; files that begin with a dot are none."""
+    """The scans that lie directly in a folder, by name; hidden files and segmentations are none."""
     files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return sorted(path for path in files if path.name.lower().endswith(SUFFIXES))
+    names = ((path, path.name.lower()) for path in files)
+    return sorted(path for path, name in names if name.endswith(SUFFIXES) and ".seg." not in name)
 
 
 def _roleTexts() -> list[tuple]:
     return [
-        (Role.LABELLED, _("Labelled"), _("Its segmentation is what the model learns from.")),
+        (Role.LABELLED, _("Labeled"), _("Its segmentation is what the model learns from.")),
         (Role.SEGMENT, _("To segment"), _("The model draws its mask.")),
         (Role.TEST, _("Test"), _("The model is measured on it and never learns from it.")),
         (Role.IGNORE, _("Ignore"), _("Nothing is done with it.")),

@@ -11,7 +11,8 @@ from GenSegSlicerLib.Gui.Pictures import icon, show
 from GenSegSlicerLib.RunController import State
 
 MINUTES = {"quick": 5, "standard": 30, "thorough": 120}
-MOST_FAULTS = 12  # told in a message box; the log has them all
+MOST_FAULTS = 12  # told in a message box
+FOLDER_SETTING, PYTHON_SETTING = "GenSegSlicer/OutputFolder", "GenSegSlicer/Python"
 
 
 class TrainPanel:
@@ -22,12 +23,19 @@ class TrainPanel:
         self.parameters = None
         self._writing = False
         self._fillChoices()
-        ui.budgetComboBox.connect("activated(int)", self._onChosen)
-        ui.methodComboBox.connect("activated(int)", self._onChosen)
-        ui.deviceComboBox.connect("activated(int)", self._onChosen)
-        ui.minutesSpinBox.connect("valueChanged(int)", self._onChosen)
+        for combo, name in (
+            (ui.budgetComboBox, "budget"),
+            (ui.methodComboBox, "method"),
+            (ui.deviceComboBox, "device"),
+        ):
+            combo.connect("activated(int)", lambda index, box=combo, field=name: self._onChosen(box, field))
+        # A path is taken when the user has stopped typing it.
+        self._typed = qt.QTimer()
+        self._typed.setSingleShot(True)
+        self._typed.setInterval(500)
+        self._typed.connect("timeout()", self._onPath)
         for edit in (ui.outputFolderEdit, ui.startingModelEdit, ui.pythonEdit):
-            edit.connect("currentPathChanged(QString)", self._onPath)
+            edit.connect("currentPathChanged(QString)", self._onTyping)
         ui.trainButton.connect("clicked()", self.onTrain)
         ui.logCollapsibleButton.connect("contentsCollapsed(bool)", lambda collapsed: self.showLog())
         self.showState()
@@ -61,7 +69,9 @@ class TrainPanel:
         combo.addItem(_("Automatic: the fastest there is"), "auto")
         for device, words in devices:
             combo.addItem(words, device)
-        combo.setCurrentIndex(max(0, combo.findData(chosen)))
+        if combo.findData(chosen) < 0:
+            combo.addItem(_("{device} (not found on this computer)").format(device=chosen), chosen)
+        combo.setCurrentIndex(combo.findData(chosen))
         show(self.ui.deviceLabel, advice)
 
     def setParameterNode(self, parameters) -> None:
@@ -74,6 +84,8 @@ class TrainPanel:
         if parameters is None or self._writing:
             return
         self._writing = True
+        if ui.deviceComboBox.findData(parameters.device) < 0:
+            ui.deviceComboBox.addItem(parameters.device, parameters.device)
         try:
             for combo, value in (
                 (ui.budgetComboBox, parameters.budget),
@@ -84,9 +96,9 @@ class TrainPanel:
             for edit, value in (
                 (ui.outputFolderEdit, parameters.outputFolder),
                 (ui.startingModelEdit, parameters.startingModel),
-                (ui.pythonEdit, parameters.externalPython),
+                (ui.pythonEdit, chosenPython()),
             ):
-                if edit.currentPath != value:
+                if edit.currentPath != value and not self._typed.isActive():
                     edit.currentPath = value
         finally:
             self._writing = False
@@ -95,28 +107,29 @@ class TrainPanel:
     def _showMinutes(self) -> None:
         self.ui.minutesSpinBox.visible = self.ui.budgetComboBox.currentData == "minutes"
 
-    def _onChosen(self, index) -> None:
-        if self.parameters is None or self._writing:
-            return
-        self._writing = True
-        try:
-            self.parameters.budget = self.ui.budgetComboBox.currentData
-            self.parameters.method = self.ui.methodComboBox.currentData
-            self.parameters.device = self.ui.deviceComboBox.currentData
-        finally:
-            self._writing = False
-        self._showMinutes()
+    def _onChosen(self, combo, field: str) -> None:
+        if self.parameters is not None and not self._writing:
+            setattr(self.parameters, field, combo.currentData)
+            self._showMinutes()
 
-    def _onPath(self, path) -> None:
-        if self.parameters is None or self._writing:
+    def _onTyping(self, path) -> None:
+        if self.parameters is not None and not self._writing:
+            self._typed.start()
+
+    def _onPath(self) -> None:
+        """Take up the paths; the folder and the Python are what the user wants next time, too."""
+        if self.parameters is None:
             return
+        self._typed.stop()
         self._writing = True
         try:
             self.parameters.outputFolder = self.ui.outputFolderEdit.currentPath
             self.parameters.startingModel = self.ui.startingModelEdit.currentPath
-            self.parameters.externalPython = self.ui.pythonEdit.currentPath
         finally:
             self._writing = False
+        settings = slicer.app.userSettings()
+        settings.setValue(FOLDER_SETTING, self.parameters.outputFolder)
+        settings.setValue(PYTHON_SETTING, self.ui.pythonEdit.currentPath)
         self.actions.settingsChanged()
 
     def seconds(self) -> float:
@@ -126,6 +139,8 @@ class TrainPanel:
     # --- the button ---
 
     def onTrain(self) -> None:
+        if self._typed.isActive():
+            self._onPath()
         if self.logic.work.controller.active:
             self.actions.stop()
         else:
@@ -136,12 +151,12 @@ class TrainPanel:
         if self.logic.work.controller.active:
             return
         self.ui.trainButton.enabled = not reason
-        self.ui.trainButton.toolTip = reason or _("Train on the labelled scans, then segment the others.")
+        self.ui.trainButton.toolTip = reason or _("Train on the labeled scans, then segment the others.")
 
     def say(self, text: str) -> None:
         """What is being done before the run begins."""
         show(self.ui.phaseLabel, text)
-        slicer.app.processEvents()
+        qt.QCoreApplication.processEvents(qt.QEventLoop.ExcludeUserInputEvents)  # nothing is pressed meanwhile
 
     def showState(self) -> None:
         """Button, phase, bar and messages as the run stands."""
@@ -199,9 +214,14 @@ def tellFaults(title: str, error: StudyFaults) -> None:
     slicer.util.errorDisplay("\n".join([title, "", *lines]))
 
 
+def chosenPython() -> str:
+    """The Python outside Slicer that the user has chosen for this computer; "" for Slicer's own."""
+    return str(slicer.app.userSettings().value(PYTHON_SETTING, "") or "")
+
+
 def defaultFolder() -> str:
     """Where results go until the user says otherwise: the folder last chosen, else one among the documents."""
-    chosen = slicer.app.userSettings().value("GenSegSlicer/OutputFolder", "")
+    chosen = slicer.app.userSettings().value(FOLDER_SETTING, "")
     if chosen:
         return str(chosen)
     documents = qt.QStandardPaths.writableLocation(qt.QStandardPaths.DocumentsLocation)
