@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "GenSegSlicer"))
 sys.path.append(str(ROOT / "Testing" / "backend"))  # for real_data: where the real scans lie
 
-# The MRML wheel gives True, False and None away without counting them. From Python 3.12 on they cannot be used up; before, a
-# long session would end with "deallocating True or False".
+# The MRML wheel gives True, False and None away without counting them. From Python 3.12 on they cannot be used up;
+# before, a long session would end with "deallocating True or False".
 if sys.version_info < (3, 12):
     for value in (True, False, None):
         ctypes.c_ssize_t.from_address(id(value)).value += 1 << 40

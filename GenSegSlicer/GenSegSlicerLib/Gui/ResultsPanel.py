@@ -93,7 +93,8 @@ class ResultsPanel:
     def onRemove(self) -> None:
         run = self.chosenRun()
         question = _(
-            "Delete this training with its model and all masks it made, those of more scans too?\n{folder}\nMasks in the scene stay."
+            "Delete this training with its model and all masks it made, also those of more scans?\n{folder}\n"
+            "Masks in the scene stay."
         )
         if run is None or not slicer.util.confirmYesNoDisplay(question.format(folder=run.path)):
             return
