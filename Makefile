@@ -50,8 +50,9 @@ $(READY): backend/pyproject.toml backend/constraints.txt Testing/module/requirem
 
 # The report's test opens it in Chromium; the module's tests draw with Slicer's libraries.
 system:
-	@if [ "$$(id -u)" = 0 ] && command -v dpkg >/dev/null && ! dpkg -s $(DRAWING) >/dev/null 2>&1; then \
-		apt-get update && apt-get install -y --no-install-recommends $(DRAWING); fi
+	@if ! command -v dpkg >/dev/null || dpkg -s $(DRAWING) >/dev/null 2>&1; then :; \
+	elif [ "$$(id -u)" = 0 ]; then apt-get update && apt-get install -y --no-install-recommends $(DRAWING); \
+	else echo "The module's tests draw with Slicer's libraries. On Debian: sudo apt-get install $(DRAWING)"; fi
 	@if command -v chromium >/dev/null || command -v google-chrome >/dev/null || command -v chromium-browser >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update && apt-get install -y --no-install-recommends chromium; \
