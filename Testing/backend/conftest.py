@@ -14,6 +14,11 @@ from genseg.errors import Fault, InputFaults
 from genseg.study import check_study, read_study
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests that take minutes begin first: at the end one processor would wait for them."""
+    items.sort(key=lambda item: item.path.name not in ("test_kill.py", "test_end_to_end.py"))
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real scans: GENSEG_DATA, or shared/data beside the project. Never skipped in CI."""
