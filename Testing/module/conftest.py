@@ -29,6 +29,11 @@ def pytest_report_header() -> str | None:
     return None if SLICER else "The module's tests need Slicer's libraries: pip install \"trame-slicer[standalone]\""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests that take minutes begin first: at the end one processor would wait for them."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real scans: GENSEG_DATA, or shared/data beside the project. Never skipped in CI."""

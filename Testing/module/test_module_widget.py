@@ -329,7 +329,6 @@ def test_from_the_button_to_segmentations_over_a_stop_and_a_restart(labelled, da
     )
     for case in index:
         volume, segmentation = opened.logic.session.predictionOf(run, case["case"])
-        assert not segmentation.GetSegmentation().ContainsRepresentation("Closed surface") or case is index[0]
         found = np.zeros(slicer.util.arrayFromVolume(volume).shape, np.uint8)
         for value in (1, 2):
             segmentId = segmentation.GetSegmentation().GetNthSegmentID(value - 1)

@@ -103,7 +103,8 @@ class LookPanel:
             (self.gallery.include if pair.excluded else self.gallery.exclude)(pair)
         except (StudyFaults, OSError) as error:
             slicer.util.errorDisplay(_("The choice could not be saved: {error}").format(error=error))
-        self.update()
+        self._fill()
+        self._tell()
 
     def _tell(self) -> None:
         pair = self.selectedPair()
