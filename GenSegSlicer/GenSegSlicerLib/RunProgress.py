@@ -159,6 +159,8 @@ class RunProgress:
 
     def _takeProgress(self, event: dict) -> None:
         share = min(1.0, max(0.0, event["step"] / event["total"])) if event["total"] > 0 else 0.0
+        if share == 1.0 and (event.get("seconds_left") or 0.0) > 1.0:
+            share = 0.0  # the first steps of a training cannot tell how many there will be
         self.phase = event["phase"]
         if self.phase == "train":
             self._trained = share

@@ -234,3 +234,10 @@ def test_two_hours_of_events_are_rebuilt_in_a_moment(tmp_path):
     begin = time.process_time()
     assert len(RunProgress.fromFile(tmp_path / "events.jsonl").curves["curve 3"]) == 3600
     assert time.process_time() - begin < 3.0
+
+
+def test_the_first_steps_of_a_training_with_a_budget_do_not_fill_the_bar():
+    progress = RunProgress()
+    line = '{"time": 1.0, "event": "progress", "phase": "train", "step": 2, "total": 2, "seconds_left": 136.8}'
+    assert progress.feed(line) is not None
+    assert progress.fraction < 0.2
