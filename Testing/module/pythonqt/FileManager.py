@@ -71,7 +71,7 @@ class qSlicerIOManager(StandIn, QtCore.QObject):
             return self._mrml.loadSegmentation(path, name)
         assert kind == "VolumeFile", f"the rig cannot load {kind}"
         labelmap, single = properties.get("labelmap", False), properties.get("singleFile", False)
-        node = self._mrml.volumesLogic.AddArchetypeVolume(str(path), name, int(bool(labelmap)) + 2 * int(bool(single)))
+        node = self._mrml.volumesLogic.AddArchetypeVolume(str(path), name, int(bool(labelmap)) + 4 * int(bool(single)))
         assert node is not None
         self._mrml.place(node)
         if properties.get("show", True):
