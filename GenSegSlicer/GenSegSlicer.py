@@ -123,11 +123,12 @@ class GenSegSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def enter(self) -> None:
         if self._parameterNode is None:
-            self.initializeParameterNode()
+            self.initializeParameterNode()  # which reads the folder for results
+        else:
+            self.conductor.resultsPanel.refreshRuns()
         self.setIcons()
         self.conductor.scansPanel.editor.enter()
         self.conductor.scansPanel.refresh()
-        self.conductor.resultsPanel.refreshRuns()
 
     def exit(self) -> None:
         self.conductor.scansPanel.editor.leave()

@@ -1,14 +1,13 @@
 """What the tests share: the real scans, read in place, and small studies copied from them to be damaged."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from real_data import DATA
+from real_data import data  # noqa: F401
 
 from genseg.errors import Fault, InputFaults
 from genseg.study import check_study, read_study
@@ -17,15 +16,6 @@ from genseg.study import check_study, read_study
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests that take minutes begin first: at the end one processor would wait for them."""
     items.sort(key=lambda item: item.path.name not in ("test_kill.py", "test_end_to_end.py"))
-
-
-@pytest.fixture(scope="session")
-def data() -> Path:
-    """The folder of real scans: GENSEG_DATA, or shared/data beside the project. Never skipped in CI."""
-    if not (DATA / "hippocampus" / "dataset.json").exists():
-        refuse = pytest.fail if os.environ.get("CI") else pytest.skip
-        refuse(f"real scans are needed, but {DATA} does not hold them: set GENSEG_DATA to their folder")
-    return DATA
 
 
 class SmallStudy:
@@ -74,7 +64,7 @@ class SmallStudy:
 
 
 @pytest.fixture
-def small_study(data: Path, tmp_path: Path) -> Callable[..., SmallStudy]:
+def small_study(data: Path, tmp_path: Path) -> Callable[..., SmallStudy]:  # noqa: F811
     """small_study(name, training=3, test=2): a copy of the first cases of a real data set under tmp_path."""
 
     def copy(name: str = "hippocampus", training: int = 3, test: int = 2) -> SmallStudy:

@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "GenSegSlicer"))
-sys.path.append(str(ROOT / "Testing" / "backend"))  # for real_data: where the real scans lie
+sys.path.append(str(ROOT / "Testing" / "backend"))
+
+from real_data import data  # noqa: E402, F401
 
 # The MRML wheel gives True, False and None away without counting them. From Python 3.12 on they cannot be used up;
 # before, a long session would end with "deallocating True or False".
@@ -32,17 +34,6 @@ def pytest_report_header() -> str | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests that take minutes begin first: at the end one processor would wait for them."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-
-
-@pytest.fixture(scope="session")
-def data() -> Path:
-    """The folder of real scans: GENSEG_DATA, or shared/data beside the project. Never skipped in CI."""
-    from real_data import DATA
-
-    if not (DATA / "hippocampus" / "dataset.json").exists():
-        refuse = pytest.fail if os.environ.get("CI") else pytest.skip
-        refuse(f"real scans are needed, but {DATA} does not hold them: set GENSEG_DATA to their folder")
-    return DATA
 
 
 @pytest.fixture

@@ -147,8 +147,6 @@ class Conductor:
                 self.ui.lookCollapsibleButton.collapsed = False
                 self.lookPanel.open(controller.runFolder)
                 self.resultsPanel.open(controller.runFolder)
-        elif controller.state is State.FAILED:
-            self.logic.work.dropUnbegun()
         self.unlock()
 
     def _onExport(self, done: int, total: int, name: str) -> None:
@@ -217,7 +215,6 @@ class Conductor:
         """The run is over: first everything can be pressed again, then its last masks and curves come."""
         self.unlock()
         self.logic.work.dropUnbegun()
-        self.resultsPanel.refreshRuns()
         self.ui.resultsCollapsibleButton.collapsed = self.logic.work.controller.progress.predictions == {}
         folder, model = self.logic.work.shown
         self.resultsPanel.open(folder, model)

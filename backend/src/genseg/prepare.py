@@ -64,7 +64,7 @@ def load(study: Study, plan: Plan | None, device: Device, log: EventLog) -> Prep
         working = label_to_working_grid(label, scan, plan)
         _warn_of_vanished(case, label, working, study, log)
         layout = layout_of(image, working, plan.classes)
-        labelled.append(WorkingCase(case.id, image.to(device.torch), layout.to(device.torch), colours_of(scan)))
+        labelled.append(WorkingCase(case.id, image.to(device.torch), layout.to(device.torch), colours_of(scan, plan)))
         log.emit(Progress(phase="prepare", step=number, total=len(pairs)))
     step = max(1, len(study.unlabeled) // STYLE_SCANS)
     styles = study.unlabeled[::step][:STYLE_SCANS]
@@ -74,7 +74,7 @@ def load(study: Study, plan: Plan | None, device: Device, log: EventLog) -> Prep
 
 def _style_scan(case: Case, plan: Plan, device: Device) -> WorkingCase:
     scan = read_scan(case.images)
-    return WorkingCase(case.id, to_working_grid(scan, plan).to(device.torch), None, colours_of(scan))
+    return WorkingCase(case.id, to_working_grid(scan, plan).to(device.torch), None, colours_of(scan, plan))
 
 
 def _warn_of_vanished(case: Case, label: np.ndarray, working: Tensor, study: Study, log: EventLog) -> None:

@@ -22,11 +22,13 @@ class WorkingCase:
     id: str
     image: Tensor  # float32, normalised
     label: Tensor | None  # uint8 indices, without the channel axis
-    colours: Tensor | None = None  # [C, 3] mean, SD and maximum of each channel before it was normalised
+    colours: Tensor | None = None  # of a photograph: [C, 3] mean, SD and maximum of each channel as it was
 
 
-def colours_of(scan: Scan) -> Tensor:
-    """[C, 3] mean, SD and maximum of each channel."""
+def colours_of(scan: Scan, plan: Plan) -> Tensor | None:
+    """[C, 3] mean, SD and maximum of each channel of a photograph; nobody needs those of a volume."""
+    if plan.physical:
+        return None
     flat = torch.from_numpy(scan.array).flatten(1).double()
     return torch.stack([flat.mean(1), flat.std(1), flat.amax(1)], 1).float()
 
