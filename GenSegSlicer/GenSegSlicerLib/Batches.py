@@ -1,11 +1,11 @@
 """Folders of predictions that a run's model has written for more scans, and which run that was."""
 
-import json
 import os
 import shutil
 from pathlib import Path
 
 from GenSegSlicerLib.Faults import Fault, StudyFaults
+from GenSegSlicerLib.JsonFile import readJson, writeJson
 from GenSegSlicerLib.Translate import _
 
 SEGMENTED = "segmented"  # beside the runs: a folder for each time that more scans were segmented
@@ -30,38 +30,45 @@ class Batches:
         """Note that this run's model is about to fill `batch`. Raises OSError."""
         note = _noteOf(batch)
         note.parent.mkdir(parents=True, exist_ok=True)
-        temporary = note.with_name(f".part-{note.name}")
-        content = {"model": Path(os.path.abspath(self.runFolder)).as_posix()}
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(temporary, note)
+        writeJson(note, {"model": Path(os.path.abspath(self.runFolder)).as_posix()})
 
-    def all(self) -> list[Path]:
-        """The batches that hold predictions, the newest first."""
-        return [batch for batch in self._noted() if isBatch(batch)]
+    @staticmethod
+    def inFolder(folder: Path) -> dict[Path, list[Path]]:
+        """{run: batches that hold masks, the newest first} of a folder for results."""
+        found: dict[Path, list[Path]] = {}
+        for batch in _noted(Path(folder) / SEGMENTED):
+            if isBatch(batch):
+                found.setdefault(Path(folder) / _nameOfModel(batch), []).append(batch)
+        return found
 
-    def _noted(self) -> list[Path]:
-        notes = sorted(self.folder.glob(f"*{_NOTE}"), reverse=True)
-        found = [note.with_name(note.name.removesuffix(_NOTE)) for note in notes if not note.name.startswith(".")]
-        return [batch for batch in found if _nameOfModel(batch) == self.runFolder.name]
+    def _own(self) -> list[Path]:
+        return [batch for batch in _noted(self.folder) if _nameOfModel(batch) == self.runFolder.name]
 
     def checkRemovable(self) -> None:
         """Raises StudyFaults where a batch holds files that segmenting did not write."""
-        faults = []
-        for batch in self._noted():
-            foreign = sorted(_foreignFiles(batch)) if batch.is_dir() else []
-            if foreign:
-                rule = _("The folder {folder} holds files that segmenting did not write: {files}.")
-                rule = rule.format(folder=batch, files=", ".join(foreign[:5]) + (" …" if len(foreign) > 5 else ""))
-                faults.append(Fault(self.runFolder.name, rule, _("Move them to another place first.")))
+        faults = [fault for batch in self._own() for fault in _foreignFaults(batch)]
         if faults:
             raise StudyFaults(faults)
 
     def remove(self) -> None:
         """Delete the batches with their notes: without the run nobody could read their masks."""
-        for batch in self._noted():
-            shutil.rmtree(batch, ignore_errors=True)
-            if not batch.exists():
-                _noteOf(batch).unlink(missing_ok=True)
+        for batch in self._own():
+            _delete(batch)
+
+    @staticmethod
+    def removeOne(batch: Path) -> None:
+        """Delete one batch. Raises StudyFaults where it holds other files; then nothing was deleted."""
+        faults = _foreignFaults(batch)
+        if faults:
+            raise StudyFaults(faults)
+        _delete(batch)
+
+    @staticmethod
+    def describe(batch: Path) -> str:
+        """A batch in a sentence for its user."""
+        cases = readJson(Path(batch) / "index.json").get("cases")
+        text = _("Masks of {count} more scans, made with the model of {run}.")
+        return text.format(count=len(cases) if isinstance(cases, list) else 0, run=_nameOfModel(batch))
 
     @staticmethod
     def modelOf(batch: Path) -> Path | None:
@@ -83,26 +90,42 @@ class Batches:
             return
 
 
+def _noted(folder: Path) -> list[Path]:
+    """The batches in a folder that have a note, the newest first."""
+    notes = sorted(folder.glob(f"*{_NOTE}"), reverse=True)
+    return [note.with_name(note.name.removesuffix(_NOTE)) for note in notes if not note.name.startswith(".")]
+
+
 def _noteOf(batch: Path) -> Path:
     return Path(batch).with_name(Path(batch).name + _NOTE)
 
 
 def _model(batch: Path) -> str:
-    try:
-        content = json.loads(_noteOf(batch).read_text(encoding="utf-8"))
-        return str(content.get("model") or "")
-    except (OSError, ValueError, AttributeError):
-        return ""
+    return str(readJson(_noteOf(batch)).get("model") or "")
 
 
 def _nameOfModel(batch: Path) -> str:
     return _model(batch).rpartition("/")[2]
 
 
+def _delete(batch: Path) -> None:
+    shutil.rmtree(batch, ignore_errors=True)
+    if not batch.exists():
+        _noteOf(batch).unlink(missing_ok=True)
+
+
+def _foreignFaults(batch: Path) -> list[Fault]:
+    foreign = sorted(_foreignFiles(batch)) if batch.is_dir() else []
+    if not foreign:
+        return []
+    rule = _("The folder {folder} holds files that segmenting did not write: {files}.")
+    rule = rule.format(folder=batch, files=", ".join(foreign[:5]) + (" …" if len(foreign) > 5 else ""))
+    return [Fault(_nameOfModel(batch), rule, _("Move them to another place first."))]
+
+
 def _foreignFiles(batch: Path) -> list[str]:
     try:
-        cases = json.loads((batch / "index.json").read_text(encoding="utf-8"))["cases"]
-        known = {str(case["path"]) for case in cases} | _DESKTOP
-    except (OSError, ValueError, KeyError, TypeError):
+        known = {str(case["path"]) for case in readJson(batch / "index.json")["cases"]} | _DESKTOP
+    except (KeyError, TypeError):
         known = _DESKTOP
     return [entry.name for entry in batch.iterdir() if entry.name not in known and not entry.name.startswith(".part-")]

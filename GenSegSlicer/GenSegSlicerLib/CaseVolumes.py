@@ -8,6 +8,7 @@ from pathlib import Path
 
 from GenSegSlicerLib.Batches import isBatch
 from GenSegSlicerLib.Faults import Fault, StudyFaults
+from GenSegSlicerLib.JsonFile import readJson
 from GenSegSlicerLib.PredictionImport import runKey
 from GenSegSlicerLib.ScanChecks import scanToken
 from GenSegSlicerLib.Scans import CASE, ScanList
@@ -159,11 +160,11 @@ class CaseVolumes:
 def _datasets(runFolder: Path) -> list[Path]:
     """Where the dataset.json of a run may lie: where it was when it began, or in its usual place."""
     usual = runFolder.parent / STUDIES / runFolder.name / "dataset.json"
-    try:
-        told = Path(json.loads((runFolder / "settings.json").read_text(encoding="utf-8"))["dataset"])
-        return [told / "dataset.json" if told.is_dir() else told, usual]
-    except (OSError, ValueError, KeyError, TypeError):
+    dataset = readJson(runFolder / "settings.json").get("dataset")
+    if not isinstance(dataset, str):
         return [usual]
+    told = Path(dataset)
+    return [told / "dataset.json" if told.is_dir() else told, usual]
 
 
 def _entries(volume) -> list[list[str]]:

@@ -1,14 +1,14 @@
 """The synthetic pairs of a run: what there is, thumbnails of them, and which ones the user has excluded."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from GenSegSlicerLib.Faults import Fault, StudyFaults
-from GenSegSlicerLib.PairPictures import PairPictures
+from GenSegSlicerLib.JsonFile import writeJson
+from GenSegSlicerLib.PairPictures import drawPair
 from GenSegSlicerLib.PairView import PairView, ShownPair, removePair
 from GenSegSlicerLib.RunAbout import RunAbout
 from GenSegSlicerLib.Translate import _
@@ -59,7 +59,6 @@ class Gallery:
         self._seen = None
         self._thumbnails = {}
         self.about = RunAbout(self.runFolder)
-        self._pictures = PairPictures(self.about)
 
     # --- what there is ---
 
@@ -112,20 +111,12 @@ class Gallery:
         """
         key = (pair.key, pair.step, int(size))
         if key not in self._thumbnails:
-            self._thumbnails[key] = self._drawn(self._pictures.drawPair, pair, size)
+            self._thumbnails[key] = self._drawn(pair, size)
         picture = self._thumbnails[key]
         picture = np.full((int(size), int(size), 3), EMPTY, dtype=np.uint8) if picture is None else picture.copy()
         if pair.excluded:
             return _crossedOut(picture)
         return _framed(picture, AMBER) if pair.nearCopy or not pair.used else picture
-
-    def nearestThumbnail(self, pair: Pair, size: int) -> np.ndarray | None:
-        """→ uint8 [h, w, 3]: the training scan most like the pair, in the same plane and at the same scale.
-
-        None, perhaps with `problem` set, where that scan is not in the study or its files have gone.
-        """
-        picture = self._drawn(self._pictures.drawNearest, pair, size)
-        return None if picture is None else picture.copy()
 
     # --- in the scene ---
 
@@ -170,8 +161,7 @@ class Gallery:
         if not self._index.exists():
             return []
         try:
-            entries = json.loads(self._index.read_text(encoding="utf-8"))["pairs"]
-            return [entry for entry in entries if isinstance(entry, dict)]
+            return _pairsIn(self._index)
         except (OSError, ValueError, KeyError, TypeError) as error:
             self.problem = _("The list of synthetic pairs cannot be read: {error}").format(error=error)
             return None
@@ -203,8 +193,7 @@ class Gallery:
         if not self.excludedFile.exists():
             return []
         try:
-            entries = json.loads(self.excludedFile.read_text(encoding="utf-8"))["pairs"]
-            return [entry for entry in entries if isinstance(entry, dict)]
+            return _pairsIn(self.excludedFile)
         except (OSError, ValueError, KeyError, TypeError) as error:
             rule = _("The list of excluded pairs cannot be read ({error}).").format(error=error)
             if strict:
@@ -214,23 +203,23 @@ class Gallery:
             return []
 
     def _writeExcluded(self, entries):
-        temporary = self.excludedFile.with_name(f".part-{os.getpid()}-excluded.json")
-        try:
-            text = json.dumps({"pairs": entries}, indent=2, ensure_ascii=False) + "\n"
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, self.excludedFile)
-        finally:
-            temporary.unlink(missing_ok=True)
+        writeJson(self.excludedFile, {"pairs": entries})
         self._seen = None
         self.refresh()
 
-    def _drawn(self, draw, pair, size):
-        """What `draw` gives; None, with `problem` set, where the files cannot be read."""
+    def _drawn(self, pair, size):
+        """The pair's picture; None, with `problem` set, where its files cannot be read."""
         try:
-            return draw(pair, size)
+            return drawPair(pair, self.about, size)
         except (OSError, RuntimeError, ValueError) as error:
             self.problem = _("A picture cannot be drawn: {error}").format(error=error)
             return None
+
+
+def _pairsIn(file):
+    """The entries of index.json or excluded.json. Raises OSError, ValueError, KeyError or TypeError."""
+    entries = json.loads(file.read_text(encoding="utf-8"))["pairs"]
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def _stamp(path):

@@ -120,34 +120,16 @@ class LabelTable:
         return labels
 
     @classmethod
-    def ofDataset(cls, labels: dict) -> "LabelTable":
-        """From `labels` of a dataset.json: {"1": name}, {"1": {"name", …}} or {name: 1}. Raises ValueError."""
-        entries = []
-        for key, content in labels.items():
-            if isinstance(content, dict):
-                entry = {"value": content.get("value", key), "name": content.get("name", key)}
-                entry |= {k: content[k] for k in ("color", "terminology") if content.get(k)}
-            else:
-                entry = {"value": content, "name": key} if isinstance(content, int) else {"value": key, "name": content}
-            entries.append(entry)
-        return cls._ofEntries(entries)
-
-    @classmethod
     def ofRun(cls, runFolder: Path) -> "LabelTable":
         """The table a run was trained with, from its study.json. Raises OSError, ValueError or KeyError."""
         study = json.loads((Path(runFolder) / "study.json").read_text(encoding="utf-8"))
-        return cls._ofEntries(study["labels"]["labels"])
-
-    @classmethod
-    def _ofEntries(cls, entries: list[dict]) -> "LabelTable":
         structures = []
-        for entry in sorted(entries, key=lambda entry: int(entry["value"])):
-            if int(entry["value"]) == 0:
+        for label in sorted(study["labels"]["labels"], key=lambda label: int(label["value"])):
+            if int(label["value"]) == 0:
                 continue
-            color = entry.get("color") or _PALETTE[len(structures) % len(_PALETTE)]
-            scale = 1 if max(color) <= 1 and any(isinstance(channel, float) for channel in color) else 255
-            rgb = tuple(float(channel) / scale for channel in color)
-            structures.append(Structure(int(entry["value"]), str(entry["name"]), rgb, entry.get("terminology") or ""))
+            color = label.get("color") or _PALETTE[len(structures) % len(_PALETTE)]
+            rgb = tuple(channel / 255 for channel in color)
+            structures.append(Structure(int(label["value"]), str(label["name"]), rgb, label.get("terminology") or ""))
         return cls(structures)
 
 

@@ -1,7 +1,8 @@
 """What a run folder says about its study: structures with their colors, training scans, how grey values were scaled."""
 
-import json
 from pathlib import Path
+
+from GenSegSlicerLib.JsonFile import readJson
 
 
 class RunAbout:
@@ -44,9 +45,5 @@ class RunAbout:
 
     def _content(self, name: str) -> dict:
         if not self._contents.get(name):
-            try:
-                content = json.loads((self.runFolder / name).read_text(encoding="utf-8"))
-                self._contents[name] = content if isinstance(content, dict) else {}
-            except (OSError, ValueError):
-                self._contents[name] = {}
+            self._contents[name] = readJson(self.runFolder / name)
         return self._contents[name]

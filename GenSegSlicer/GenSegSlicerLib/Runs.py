@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from GenSegSlicerLib.Faults import Fault, StudyFaults
+from GenSegSlicerLib.JsonFile import readJson
 from GenSegSlicerLib.RunProgress import durationText
 from GenSegSlicerLib.Translate import _
 
@@ -123,14 +124,14 @@ def isRunFolder(path: Path) -> bool:
     path = Path(path)
     if path.name.startswith(".") or not path.is_dir():
         return False
-    settings = _json(path / "settings.json")
+    settings = readJson(path / "settings.json")
     return settings.get("method") in _METHODS and "dataset" in settings and "out" in settings
 
 
 def readRun(path: Path, running: bool | None = None) -> Run:
     """What a run folder tells. `running`: whether it is known to run. Missing or broken files count as empty."""
     path = Path(path)
-    study, ended = _json(path / "study.json"), _lastEnd(path / "events.jsonl")
+    study, ended = readJson(path / "study.json"), _lastEnd(path / "events.jsonl")
     usable = (path / "checkpoints" / "best.safetensors").is_file()
     begun = (path / "checkpoints" / "last.safetensors").is_file()
     kind = _kind(path, ended, usable or begun, running)
@@ -138,9 +139,9 @@ def readRun(path: Path, running: bool | None = None) -> Run:
     return Run(
         path=path,
         kind=kind,
-        method=str(_json(path / "settings.json").get("method", "")),
+        method=str(readJson(path / "settings.json").get("method", "")),
         date=_date(path),
-        dice=_dice(_json(path / "metrics.json")),
+        dice=_dice(readJson(path / "metrics.json")),
         labels=[str(label.get("name")) for label in labels if label.get("value") != 0],
         labelled=len(study.get("training") or []),
         unlabelled=len(study.get("unlabeled") or []),
@@ -184,14 +185,6 @@ def sizeText(size: int) -> str:
         if size >= limit:
             return f"{size / limit:.1f} {unit}" if size < 10 * limit else f"{size / limit:.0f} {unit}"
     return f"{max(1, round(size / 1e3))} kB"
-
-
-def _json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _lastEnd(events: Path) -> dict | None:
@@ -264,7 +257,7 @@ def _foreignFiles(path: Path) -> Iterator[str]:
     for entry in path.iterdir():
         if entry.name not in _OWN and not entry.name.startswith(".part-"):
             yield entry.name
-    study = _json(path / "study.json")
+    study = readJson(path / "study.json")
     cases = {str(case.get("id")) for split in ("unlabeled", "test") for case in study.get(split) or []}
     for folder in ("predictions", "synthetic"):
         for entry in (path / folder).iterdir() if (path / folder).is_dir() else ():

@@ -1,7 +1,5 @@
 """What a study does in one scene: label, write out, read back, look at. No Qt, no process, no views."""
 
-import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +10,12 @@ from GenSegSlicerLib.Batches import Batches, isBatch
 from GenSegSlicerLib.CaseVolumes import STUDIES, CaseVolumes
 from GenSegSlicerLib.Curves import Curves
 from GenSegSlicerLib.Faults import Fault, StudyFaults
+from GenSegSlicerLib.JsonFile import readJson
 from GenSegSlicerLib.LabelTable import LabelTable
 from GenSegSlicerLib.PredictionImport import PredictionImport, runKey
 from GenSegSlicerLib.ResultTable import ResultTable
 from GenSegSlicerLib.Runs import Run, RunList
-from GenSegSlicerLib.Scans import RUN, WRITTEN, Role, ScanList, isPrediction, madeBy
+from GenSegSlicerLib.Scans import WRITTEN, Role, ScanList, isPrediction, madeBy
 from GenSegSlicerLib.StudyExport import StudyExport
 from GenSegSlicerLib.Suggest import Suggest
 from GenSegSlicerLib.Translate import _
@@ -72,21 +71,6 @@ class Session:
             name, number = f"{base}_{number}", number + 1
         return folder / name, folder / STUDIES / name
 
-    def writeStudy(self, folder: Path, useUnlabeled: bool, progress: Callable | None = None) -> Path:
-        """Write the scans for a training → its dataset.json. Raises StudyFaults; then nothing is left behind.
-
-        Without `useUnlabeled` the scans to segment are segmented all the same, but nothing is learned from them.
-        """
-        file = self.export.write(folder, progress=progress)
-        if not useUnlabeled:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            waiting = [{k: v for k, v in case.items() if k != "group"} for case in content["unlabeled"]]
-            content |= {"unlabeled": [], "test": content["test"] + waiting}
-            temporary = file.with_name(".part-dataset.json")
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-            os.replace(temporary, file)
-        return file
-
     def dropStudy(self, runFolder: Path) -> None:
         """Remove the copies of the scans that were written for a run, where they are in their usual place."""
         shutil.rmtree(runFolder.parent / STUDIES / runFolder.name, ignore_errors=True)
@@ -114,19 +98,14 @@ class Session:
         batches.remove()
         self.dropStudy(run.path)
 
-    def batches(self, runFolder: Path) -> list[Path]:
-        """Folders with masks of more scans that a run's model has segmented, the newest first."""
-        return Batches(runFolder).all()
-
     # --- back ---
 
     def index(self, folder: Path | None) -> dict:
         """predictions/index.json of a run, or index.json of a folder that `genseg predict` wrote; {} without one."""
         for file in [folder / "predictions" / "index.json", folder / "index.json"] if folder is not None else []:
-            try:
-                return {**json.loads(file.read_text(encoding="utf-8")), "folder": file.parent}
-            except (OSError, ValueError, TypeError):
-                continue
+            content = readJson(file)
+            if content:
+                return {**content, "folder": file.parent}
         return {}
 
     def importPredictions(
@@ -230,12 +209,6 @@ class Session:
     def accept(self, segmentation, volume) -> None:
         """The prediction becomes the scan's own, a labeled one. Its run does not bring it again."""
         self.predictions.accept(segmentation, volume)
-
-    def discardPredictions(self, folder: Path) -> None:
-        """Take the predictions of a run or a batch out of the scene; what was accepted stays."""
-        for node in [*nodesOf(self.scene, "vtkMRMLSegmentationNode")]:
-            if isPrediction(node) and node.GetAttribute(RUN) == runKey(folder):
-                self.scene.RemoveNode(node)
 
     # --- to look at ---
 

@@ -1,6 +1,5 @@
 """From the scene to a study folder: dataset.json with images and masks on the scans' own voxels."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -10,6 +9,7 @@ import numpy as np
 
 from GenSegSlicerLib import ScanChecks
 from GenSegSlicerLib.Faults import Fault, StudyFaults
+from GenSegSlicerLib.JsonFile import readJson, writeJson
 from GenSegSlicerLib.LabelTable import LabelTable
 from GenSegSlicerLib.Scans import Role, Scan, ScanList
 from GenSegSlicerLib.SegmentMasks import BendingTransform, SegmentMasks
@@ -33,13 +33,14 @@ class StudyExport:
         self.scanList = scanList
         self.warnings: list[str] = []
 
-    def check(self, scans: list[Scan] | None = None, progress: Progress | None = None) -> list[Fault]:
-        """Every fault of the study (all scans by default); nothing is written."""
-        return self._run(self._used(scans), None, progress)
+    def check(self) -> list[Fault]:
+        """Every fault of the study; nothing is written."""
+        return self._study(None, None)[0]
 
-    def write(self, folder: Path, scans: list[Scan] | None = None, progress: Progress | None = None) -> Path:
+    def write(self, folder: Path, useUnlabeled: bool = True, progress: Progress | None = None) -> Path:
         """Write `folder` and return the path of its dataset.json. Raises StudyFaults; then nothing is left behind.
 
+        Without `useUnlabeled` the scans to segment are segmented all the same, but nothing is learned from them.
         A folder that was written here before is replaced; any other folder that holds something is a fault.
         """
         folder = Path(folder).absolute()
@@ -50,9 +51,11 @@ class StudyExport:
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            faults = self._run(self._used(scans), temporary, progress, folder.name)
+            faults, content = self._study(temporary, progress)
             if faults:
                 raise StudyFaults(faults)
+            lists = content if useUnlabeled else _onlySegmented(content)
+            writeJson(temporary / "dataset.json", {"name": folder.name, "generator": _MARK, **lists})
             _replace(temporary, folder)
         except (OSError, RuntimeError) as error:
             rule = _("The study could not be written to {folder} ({reason}).").format(folder=folder, reason=error)
@@ -62,16 +65,12 @@ class StudyExport:
             shutil.rmtree(temporary, ignore_errors=True)
         return folder / "dataset.json"
 
-    def table(self, scans: list[Scan] | None = None) -> LabelTable:
-        """The label table the export uses. Raises StudyFaults."""
-        return LabelTable.ofScans(self._used(scans))
+    def _study(self, folder: Path | None, progress: Progress | None) -> tuple[list[Fault], dict]:
+        """Check everything and, with a folder, write its files → (faults, what belongs in dataset.json).
 
-    def _used(self, scans: list[Scan] | None) -> list[Scan]:
-        scans = self.scanList.scans() if scans is None else scans
-        return [scan for scan in scans if scan.role != Role.IGNORE]
-
-    def _run(self, scans: list[Scan], folder: Path | None, progress: Progress | None, name: str = "") -> list[Fault]:
-        """Check everything and, with a folder, write the study `name`; the folder is useless where there are faults."""
+        Where there are faults neither the files nor the content are of use.
+        """
+        scans = [scan for scan in self.scanList.scans() if scan.role != Role.IGNORE]
         patients = ScanChecks.patientsOf(self.scene, scans)
         faults = list(ScanChecks.studyFaults(scans, patients))
         table = LabelTable([])
@@ -86,13 +85,9 @@ class StudyExport:
             work.take(scan, patients.get(scan.volumeNode.GetID()))
         faults += work.faults
         self.warnings = [*table.warnings, *work.warnings()]
-        if folder is not None and not faults:
-            content = {"name": name, "generator": _MARK, "labels": table.toDataset(), **work.lists}
-            text = json.dumps(content, indent=1, ensure_ascii=False)
-            (folder / "dataset.json").write_text(text, encoding="utf-8")
         if progress is not None:
             progress(len(scans), len(scans), "")
-        return faults
+        return faults, {"labels": table.toDataset(), **work.lists}
 
 
 class _Work:
@@ -170,6 +165,12 @@ class _Work:
         return absent + [text.format(name=name) for name in self._blank]
 
 
+def _onlySegmented(content: dict) -> dict:
+    """Scans to segment become test scans without a reference: a model never learns from those."""
+    waiting = [{k: v for k, v in case.items() if k != "group"} for case in content["unlabeled"]]
+    return content | {"unlabeled": [], "test": content["test"] + waiting}
+
+
 def _allPhotos(scans: list[Scan]) -> bool:
     """PNG is used where it loses nothing: photographs only, all held the same way up. Else every file has its place."""
     if not scans or not all(scan.isPhotograph for scan in scans):
@@ -185,10 +186,7 @@ def _mayReplace(folder: Path) -> bool:
         return False
     if not any(folder.iterdir()):
         return True
-    try:
-        return json.loads((folder / "dataset.json").read_text(encoding="utf-8")).get("generator") == _MARK
-    except (OSError, ValueError, AttributeError):
-        return False
+    return readJson(folder / "dataset.json").get("generator") == _MARK
 
 
 def _replace(temporary: Path, folder: Path) -> None:

@@ -75,22 +75,6 @@ def sliceAt(array: np.ndarray, axis: int, index: int) -> np.ndarray:
     return plane if axis == 0 else plane[::-1]  # rows run along z, which grows towards the head
 
 
-def cropped(planes: list, mask: np.ndarray | None, pixel: tuple, field: tuple) -> list:
-    """The part `field` (mm along rows and columns) of equally large `planes` around what the mask shows.
-
-    → list of the same planes, smaller; unchanged along an axis where they are not larger than the field.
-    """
-    found = np.argwhere(mask != 0) if mask is not None and np.any(mask) else None
-    window = []
-    for axis in (0, 1):
-        count = planes[0].shape[axis]
-        wanted = min(count, max(1, round(field[axis] / pixel[axis])))
-        middle = (found[:, axis].min() + found[:, axis].max() + 1) / 2 if found is not None else count / 2
-        start = int(np.clip(round(middle - wanted / 2), 0, count - wanted))
-        window.append(slice(start, start + wanted))
-    return [None if plane is None else plane[tuple(window)] for plane in planes]
-
-
 def greyWindow(array: np.ndarray) -> tuple[float, float]:
     """(low, high) between which nearly all grey values of an image lie; 0 to 255 for photographs that use them."""
     if array.dtype == np.uint8 and array.ndim >= 3 and array.shape[-1] == 3:

@@ -63,7 +63,7 @@ class Work:
         run, study = self.session.newRun(self.folder())
         begun, self._preparing = False, True
         try:
-            dataset = self.session.writeStudy(study, chosen.useUnlabeled, progress)
+            dataset = self.session.export.write(study, chosen.useUnlabeled, progress)
             if self._closings != closings:
                 raise RuntimeError(_("The scene was closed while its scans were written."))
             notes = [*self.session.export.warnings, *self._stranded()]
@@ -151,9 +151,14 @@ class Work:
             self.controller.show(Path(folder))
             self._batch = None
             return
+        self.forget()
+        self._batch = Path(folder), Path(model)
+
+    def forget(self) -> None:
+        """Nothing is shown any more. Raises RuntimeError while a run is active."""
         self._refuseWhileBusy()
         self.controller = RunController()
-        self._batch, self.notes = (Path(folder), Path(model)), []
+        self._batch, self.notes = None, []
 
     def bringMasks(self, last: bool) -> Iterator[Fault | None]:
         """New masks of what runs, or with `last` of what has ended, one case a step: see Session.importPredictions.
@@ -196,9 +201,17 @@ class Work:
         idle = [self.controller.runFolder] if self.controller.runFolder is not None and active is None else []
         return RunList(self.folder()).runs(active, idle)
 
+    def batches(self) -> dict[Path, list[Path]]:
+        """{run: folders with masks of more scans that its model has segmented, the newest first}."""
+        return Batches.inFolder(self.folder())
+
     def removeRun(self, run: Run) -> None:
         """Delete a run that is not at work. Raises StudyFaults."""
         self.session.removeRun(run, self._active())
+
+    def removeBatch(self, batch: Path) -> None:
+        """Delete masks of more scans; their model stays. Raises StudyFaults."""
+        Batches.removeOne(batch)
 
     def _active(self) -> Path | None:
         return self.controller.runFolder if self.controller.active else None

@@ -2,14 +2,12 @@
 
 import json
 import os
-import shutil
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 from GenSegSlicerLib.Faults import StudyFaults
 from GenSegSlicerLib.Gallery import AMBER, RED, Gallery
-from written_run import BLUE, CT, ORANGE, WrittenRun, head, writeImage
+from written_run import BLUE, CT, ORANGE, WrittenRun, head
 
 
 def opened(run):
@@ -114,20 +112,18 @@ def test_the_slice_with_most_mask_is_drawn_every_structure_counting_alike(tmp_pa
 
 
 @pytest.mark.parametrize("flips", [(1, 1, 1), (-1, -1, 1), (1, -1, -1)])
-def test_pictures_of_real_scans_follow_radiological_convention_however_the_file_lies(tmp_path, flips):
+def test_pictures_follow_radiological_convention_however_the_file_lies(tmp_path, flips):
     """The patient's left is on the right of the picture, the front is up."""
     mask = np.zeros((10, 30, 30), np.uint8)  # LPS
     mask[4:6, 3:9, 20:28] = 1  # in front, on the left
     stored = np.ascontiguousarray(mask[:: flips[2], :: flips[1], :: flips[0]])
     run = WrittenRun(tmp_path / "run")
-    run.scan("a", stored.astype(np.float32), stored, direction=np.diag(flips), spacing=(1, 1, 2))
-    run.pair(mask.astype(np.float32), mask, spacing=(1, 1, 2))
+    run.pair(stored.astype(np.float32), stored, spacing=(1, 1, 2), direction=np.diag(flips))
     gallery = opened(run)
-    real, made = gallery.nearestThumbnail(gallery.pairs()[0], 120), gallery.thumbnail(gallery.pairs()[0], 120)
-    for picture in (real, made):
-        rows, columns = where(picture, ORANGE)
-        assert picture.shape == (120, 120, 3)
-        assert (rows.min(), rows.max(), columns.min(), columns.max()) == (12, 35, 80, 111)
+    picture = gallery.thumbnail(gallery.pairs()[0], 120)
+    rows, columns = where(picture, ORANGE)
+    assert picture.shape == (120, 120, 3)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (12, 35, 80, 111)
 
 
 def test_slabs_and_slices_of_coronal_stacks_are_shown_across_with_the_head_up(tmp_path):
@@ -139,8 +135,6 @@ def test_slabs_and_slices_of_coronal_stacks_are_shown_across_with_the_head_up(tm
     slices.scan("a", mask.astype(np.float32), mask)
     slices.pair(mask[:, 2].astype(np.float32), mask[:, 2], spacing=(1, 1))
     pictures = [gallery.thumbnail(gallery.pairs()[0], 80) for gallery in (opened(volume), opened(slices))]
-    gallery = opened(slices)
-    pictures.append(gallery.nearestThumbnail(gallery.pairs()[0], 80))
     for picture in pictures:
         rows, columns = where(picture, ORANGE)
         assert picture.shape == (80, 60, 3) and rows.max() < 20 and columns.max() < 20
@@ -160,64 +154,16 @@ def test_under_the_light_color_of_the_mask_the_image_can_still_be_judged(tmp_pat
     assert tuple(picture[2, 2]) == (0, 0, 0) and tuple(picture[10, 40]) == BLUE
 
 
-@pytest.mark.parametrize(("whole", "picture"), [((200, 160), 128), ((48, 48), 96)])
-def test_the_nearest_scan_is_drawn_at_the_scale_of_the_pair_around_its_structures(tmp_path, whole, picture):
-    run = WrittenRun(tmp_path / "run")
-    made, real = np.zeros((8, 32, 32), np.uint8), np.zeros((30, *whole), np.uint8)
-    made[4, 10:20, 10:20] = 1
-    real[20, 20:40, 20:40] = 1  # the same 10 mm at half the spacing
-    run.pair(made.astype(np.float32), made, spacing=(1, 1, 1))
-    run.scan("a", real.astype(np.float32), real, spacing=(0.5, 0.5, 1))
-    gallery = opened(run)
-    found = gallery.nearestThumbnail(gallery.pairs()[0], 128)
-    assert found.shape == (picture, picture, 3)
-    sides = []
-    for shown in (gallery.thumbnail(gallery.pairs()[0], 128), found):
-        rows, columns = where(shown, ORANGE)
-        sides += [np.ptp(rows) + 1, np.ptp(columns) + 1]
-    assert sides == [40] * 4
-
-
-def test_a_real_scan_that_several_pairs_resemble_is_read_once(tmp_path):
-    run = WrittenRun(tmp_path / "run")
-    run.scan("a", *head())
-    run.pair(*head())
-    run.pair(*head())
-    gallery = opened(run)
-    pictures = [gallery.nearestThumbnail(pair, 64) for pair in gallery.pairs()[:1]]
-    shutil.rmtree(tmp_path / "scans")
-    pictures += [gallery.nearestThumbnail(pair, 64) for pair in gallery.pairs()]
-    assert len(pictures) == 3 and all(np.array_equal(pictures[0], picture) for picture in pictures)
-    before = pictures[1].copy()
-    pictures[1][:] = 7
-    assert np.array_equal(before, gallery.nearestThumbnail(gallery.pairs()[0], 64))
-
-
-def test_a_nearest_scan_that_cannot_be_shown_is_none_and_the_gallery_goes_on(tmp_path):
-    run = WrittenRun(tmp_path / "run")
-    run.pair(*head(), nearest="unknown")
-    run.scan("a", *head())
-    run.pair(*head(), nearest="a")
-    gallery = opened(run)
-    shutil.rmtree(tmp_path / "scans")
-    known, unknown = sorted(gallery.pairs(), key=lambda pair: pair.nearest)
-    assert gallery.nearestThumbnail(unknown, 64) is None and gallery.problem == ""
-    assert gallery.nearestThumbnail(known, 64) is None and "does not exist" in gallery.problem
-    assert gallery.thumbnail(known, 64).shape == (64, 51, 3)
-
-
-def test_ct_is_drawn_in_the_window_of_the_plan_real_and_synthetic_alike(tmp_path):
+def test_ct_is_drawn_in_the_window_of_the_plan(tmp_path):
     hounsfield = np.full((6, 10, 10), 100.0, np.float32)  # in the middle of the window
+    hounsfield[:, 0], hounsfield[:, 1] = 3000, -1000  # metal and air
     mask = np.zeros(hounsfield.shape, np.uint8)
     run = WrittenRun(tmp_path / "run", normalisation=CT)
     run.pair((hounsfield - 50) / 100, mask)
-    hounsfield[:, 0], hounsfield[:, 1] = 3000, -1000  # metal and air
-    run.scan("a", hounsfield, mask)
     gallery = opened(run)
     made = gallery.thumbnail(gallery.pairs()[0], 10)
-    real = gallery.nearestThumbnail(gallery.pairs()[0], 10)
-    assert set(made.ravel()) == {128} == set(real[5].ravel())
-    assert real[0].min() == 255 and real[1].max() == 0
+    assert set(made[5].ravel()) == {128}
+    assert made[0].min() == 255 and made[1].max() == 0
 
 
 def test_an_unreadable_pair_gives_a_grey_picture_and_a_sentence(tmp_path):
@@ -257,28 +203,6 @@ def test_near_copies_and_unused_pairs_have_a_frame_and_excluded_ones_a_cross(tmp
     assert tuple(crossed[0, 0]) == RED == tuple(crossed[50, 40]) and crossed[50, 10].mean() < 0.5 * plain[50, 10].mean()
     gallery.include(gallery.pairs()[0])
     assert np.array_equal(gallery.thumbnail(gallery.pairs()[0], 100), plain), "what is kept is not drawn over"
-
-
-def test_a_real_scan_as_a_page_of_thumbnails_shows_its_structures_at_their_places(data, tmp_path):
-    """The real hippocampus scan stands for a pair, too: both pictures must show the same outline."""
-    content = json.loads((data / "hippocampus" / "dataset.json").read_text(encoding="utf-8"))
-    files = [sitk.ReadImage(str(data / "hippocampus" / content["training"][0][key])) for key in ("image", "label")]
-    stored = [sitk.GetArrayFromImage(file) for file in files]
-    upright = [sitk.GetArrayFromImage(sitk.DICOMOrient(file, "LPS")) for file in files]
-    run = WrittenRun(tmp_path / "run")
-    run.scan(
-        "a", *stored, spacing=files[0].GetSpacing(), direction=files[0].GetDirection(), origin=files[0].GetOrigin()
-    )
-    for step in range(6):
-        run.pair(upright[0].astype(np.float32), upright[1], spacing=files[0].GetSpacing(), step=step)
-    gallery = opened(run)
-    made = [gallery.thumbnail(pair, 128) for pair in gallery.pairs()]
-    real = [gallery.nearestThumbnail(pair, 128) for pair in gallery.pairs()]
-    writeImage(tmp_path / "page.png", np.vstack([np.hstack(made), np.hstack(real)]))
-    for color in (ORANGE, BLUE):
-        assert len(where(made[0], color)[0]) > 30
-    assert (made[0] == real[0]).all(axis=2).mean() > 0.99
-    assert sitk.ReadImage(str(tmp_path / "page.png")).GetSize() == (6 * made[0].shape[1], 2 * made[0].shape[0])
 
 
 # --- excluding ---------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def trained(session, mrml, run, grid=GRID) -> tuple:
     """A labeled scan and one to segment, written out for `run`. → both volumes"""
     labelled, waiting = mrml.volume(noise(), "a", grid), mrml.volume(noise(), "b", grid)
     mrml.segmentation({"head": blob(), "tail": blob((0, 0, 0), (2, 3, 9))}, labelled)
-    file = session.writeStudy(run.folder.parent / "studies" / run.folder.name, True)
+    file = session.export.write(run.folder.parent / "studies" / run.folder.name)
     run.write("settings.json", {"method": "genseg", "dataset": str(file), "out": str(run.folder)})
     return labelled, waiting
 
@@ -211,7 +211,7 @@ def test_photographs_that_were_written_out_are_known_again(session, mrml, run, c
     for name in ("a", "b"):
         mrml.photo(noise((13, 17, *channels), np.uint8), name)
     mrml.segmentation({"head": blob((0, 2, 3), (1, 9, 12), (1, 13, 17))}, mrml.node("a"))
-    study = session.writeStudy(run.folder.parent / "studies" / "run", True).parent
+    study = session.export.write(run.folder.parent / "studies" / "run").parent
     put(run, "b", photo=True, images=[str(study / "images" / "b.png")])
     mrml.scene.Clear(0)
     assert bring(session, run.folder, loadScans=True) == [None]
@@ -373,4 +373,4 @@ def test_a_runs_table_names_scans_as_its_study_did_not_as_others_of_the_same_id(
 
 def test_results_of_nothing_are_empty(session, tmp_path):
     assert session.results(None) == ([], [], []) and session.predictionOf(None, "x") == (None, None)
-    assert bring(session, tmp_path) == [] and session.batches(tmp_path) == []
+    assert bring(session, tmp_path) == []

@@ -5,9 +5,12 @@ import os
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import slicer
+from GenSegSlicerLib.Batches import Batches
 from opened import Opened, hippocampi, slicersPython
 from pythonqt.fixture import slicerRig  # noqa: F401
+from written_run import WrittenRun
 
 ENDED = ("done", "stopped", "failed")
 
@@ -295,6 +298,39 @@ def test_quitting_slicer_ends_the_process(labelled):
     labelled.rig.pump(1.0)
     labelled.rig.quit()
     assert processIsGone(pid)
+
+
+def test_masks_of_more_scans_are_listed_below_their_training_and_can_be_loaded_and_removed_later(opened, data):
+    ((image, labels),) = hippocampi(data, 1)
+    run, batch = WrittenRun(opened.folder / "run"), opened.folder / "segmented" / "monday"
+    run.write("settings.json", {"method": "genseg", "dataset": "x", "out": "y"})
+    run.write("checkpoints/best.safetensors", "")
+    Batches(run.folder).remember(batch)
+    batch.mkdir()
+    mask = sitk.GetImageFromArray(labels)
+    mask.CopyInformation(sitk.ReadImage(str(image)))
+    sitk.WriteImage(mask, str(batch / "a.nii.gz"))
+    case = {"case": "a", "path": "a.nii.gz", "images": [str(image)], "volumes_ml": {"head": 1.5}, "uncertainty": 0.1}
+    (batch / "index.json").write_text(json.dumps({"cases": [case]}))
+
+    opened.rig.leave()
+    opened.widget.enter()
+    ui = opened.ui
+    ui.resultsCollapsibleButton.collapsed = False
+    assert ui.runComboBox.count == 2 and "more scans, monday" in ui.runComboBox.itemText(1)
+    ui.runComboBox.setCurrentIndex(1)
+    ui.runComboBox.activated.emit(1)
+    assert "1 more scans" in ui.runLabel.text and not ui.resumeButton.enabled
+    opened.click("loadRunButton")
+    opened.wait(lambda: opened.widget.conductor._bringing is None)
+    assert ui.resultsTable.rowCount == 1 and ui.runComboBox.currentIndex == 1
+    volume, segmentation = opened.logic.session.predictionOf(batch, "a")
+    assert volume is not None and segmentation.GetSegmentation().GetNumberOfSegments() == 2
+
+    opened.rig.answer("Yes", contains="The training with its model stays")
+    opened.click("removeRunButton")
+    assert not batch.exists() and run.folder.exists() and ui.runComboBox.count == 1
+    assert ui.resultsTable.rowCount == 0
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from GenSegSlicerLib.Batches import Batches
 from GenSegSlicerLib.Faults import StudyFaults
 from GenSegSlicerLib.PredictionImport import runKey
 from GenSegSlicerLib.Runs import readRun
@@ -200,11 +201,11 @@ def test_more_scans_are_brought_when_all_are_done_and_their_results_can_be_seen(
 
 def test_batches_of_a_run_are_listed_later_also_where_all_was_moved(work, run, tmp_path, mrml):
     folder = segmented(work, run, tmp_path)
-    assert work.session.batches(run.folder) == [folder]
-    assert work.session.batches(run.folder.parent / "other") == []
+    assert work.batches() == {run.folder: [folder]}
     moved = (tmp_path / "results").rename(tmp_path / "moved")
+    work.parameters.outputFolder = str(moved)
     fresh = Session(mrml.scene, mrml.loadVolume)
-    (found,) = fresh.batches(moved / "run")
+    ((found,),) = work.batches().values()
     assert list(fresh.importPredictions(found, loadScans=True)) == [None]
 
 
@@ -228,6 +229,19 @@ def test_a_run_is_removed_with_its_batches_but_never_with_foreign_files(work, ru
     (folder / "notes.txt").unlink()
     work.removeRun(readRun(run.folder))
     assert not run.folder.exists() and list((tmp_path / "results" / "segmented").iterdir()) == []
+
+
+def test_a_batch_is_removed_alone_but_never_with_foreign_files(work, run, tmp_path):
+    folder = segmented(work, run, tmp_path)
+    assert Batches.describe(folder) == "Masks of 1 more scans, made with the model of run."
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(StudyFaults, match=r"notes\.txt"):
+        work.removeBatch(folder)
+    assert (folder / "index.json").exists()
+    (folder / "notes.txt").unlink()
+    work.removeBatch(folder)
+    assert run.folder.exists() and list((tmp_path / "results" / "segmented").iterdir()) == []
+    assert work.batches() == {}
 
 
 def test_what_was_shown_last_is_a_run_or_a_batch(work, run, tmp_path):

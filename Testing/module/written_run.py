@@ -55,14 +55,14 @@ class WrittenRun:
         self.training.append({"id": case, "images": [str(written)], "label": str(label), "group": None})
         self.study()
 
-    def pair(self, image: np.ndarray, mask: np.ndarray, suffix: str = ".nrrd", spacing=None, **about) -> dict:
+    def pair(self, image: np.ndarray, mask: np.ndarray, suffix=".nrrd", spacing=None, direction=None, **about) -> dict:
         """A synthetic pair; `about` changes its entry in the index."""
         number = len(self.pairs)
         entry = {"image": f"{number:04d}_image{suffix}", "mask": f"{number:04d}_mask{suffix}", "source": "a"}
         entry |= {"implant": None, "parameters": {"seed": 1, "number": number}, "agreement": 0.9, "nearest": "a"}
         entry |= {"similarity": 0.6, "near_copy": False, "used": True, "step": 100} | about
-        writeImage(self.folder / "synthetic" / entry["image"], image, spacing)
-        writeImage(self.folder / "synthetic" / entry["mask"], mask.astype(np.uint8), spacing)
+        writeImage(self.folder / "synthetic" / entry["image"], image, spacing, direction)
+        writeImage(self.folder / "synthetic" / entry["mask"], mask.astype(np.uint8), spacing, direction)
         self.pairs.append(entry)
         self.write("synthetic/index.json", {"pairs": self.pairs})
         return entry

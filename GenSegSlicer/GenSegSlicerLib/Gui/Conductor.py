@@ -13,7 +13,7 @@ from GenSegSlicerLib.Gui.Pictures import show
 from GenSegSlicerLib.Gui.ResultsPanel import ResultsPanel
 from GenSegSlicerLib.Gui.ScansPanel import ScansPanel
 from GenSegSlicerLib.Gui.TrainPanel import TrainPanel, chosenPython, tellFaults
-from GenSegSlicerLib.RunController import RunController, State
+from GenSegSlicerLib.RunController import State
 from GenSegSlicerLib.Scans import Role
 
 TICK = 250  # ms between two looks at the run
@@ -224,13 +224,13 @@ class Conductor:
     def closeRun(self) -> None:
         """The run that was shown is gone."""
         self.lookPanel.close()
-        self.logic.work.controller = RunController()
+        self.logic.work.forget()
         self.unlock()
 
-    def openRun(self, run: Path) -> None:
-        """Show a run of the disk: its curves, pairs and table."""
-        self.logic.work.show(run)
-        self.lookPanel.open(run)
-        self.resultsPanel.open(run)
+    def openRun(self, folder: Path, model: Path | None = None) -> None:
+        """Show a run of the disk: its curves, pairs and table; or a batch of the run `model`."""
+        self.logic.work.show(folder, model)
+        self.lookPanel.open(model or folder)
+        self.resultsPanel.open(folder, model)
         self.timer.start()
         self.unlock()

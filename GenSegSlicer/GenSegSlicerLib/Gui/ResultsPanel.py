@@ -1,14 +1,16 @@
 """Section 4: earlier and present trainings, their masks, and segmenting more scans with them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import qt
 import slicer
 from slicer.i18n import tr as _
 
-from GenSegSlicerLib.Gui.ScansPanel import ROW_HEIGHT, SUFFIXES, scansIn
+from GenSegSlicerLib.Batches import Batches
+from GenSegSlicerLib.Gui.ScansPanel import ROW_HEIGHT, chooseScans, scansIn
 from GenSegSlicerLib.Gui.Views import showScan
-from GenSegSlicerLib.Runs import describe
+from GenSegSlicerLib.Runs import Run, describe
 
 
 class ResultsPanel:
@@ -20,7 +22,7 @@ class ResultsPanel:
         self.folder: Path | None = None  # of the predictions in the table: a run, or a batch of more scans
         self.model: Path | None = None  # the run whose model made the batch
         self.busy = False
-        self._runs: list = []
+        self._listed: list[Listed] = []
         self._cases: list[str] = []  # of the rows of the table
         ui.runComboBox.connect("activated(int)", lambda index: self._tell())
         for button, slot in (
@@ -43,28 +45,38 @@ class ResultsPanel:
     # --- runs ---
 
     def refreshRuns(self) -> None:
-        """Read the folder for results again; the chosen run stays chosen."""
-        chosen = self.ui.runComboBox.currentData
-        self._runs = self.logic.work.runs()
+        """Read the folder for results again; what is chosen stays chosen."""
+        chosen, runs = self.ui.runComboBox.currentData, self.logic.work.runs()
+        batches = self.logic.work.batches() if runs else {}
+        self._listed = []
+        for run in runs:
+            self._listed += [Listed(run), *(Listed(run, batch) for batch in batches.get(run.path, []))]
         self.ui.runComboBox.clear()
-        for run in self._runs:
-            self.ui.runComboBox.addItem(titleOf(run), str(run.path))
+        for listed in self._listed:
+            self.ui.runComboBox.addItem(listed.title, str(listed.folder))
         self._choose(chosen)
 
-    def _choose(self, path) -> None:
-        index = self.ui.runComboBox.findData(str(path or ""))
-        self.ui.runComboBox.setCurrentIndex(max(0, index) if self._runs else -1)
+    def _choose(self, *paths) -> None:
+        """The first of these that is listed; else the newest run."""
+        indices = [self.ui.runComboBox.findData(str(path or "")) for path in paths]
+        found = next((index for index in indices if index >= 0), 0)
+        self.ui.runComboBox.setCurrentIndex(found if self._listed else -1)
         self._tell()
 
-    def chosenRun(self):
+    def chosen(self) -> "Listed | None":
         row = self.ui.runComboBox.currentIndex
-        return self._runs[row] if 0 <= row < len(self._runs) else None
+        return self._listed[row] if 0 <= row < len(self._listed) else None
+
+    def chosenRun(self):
+        """The run that is chosen, or whose model made the batch that is."""
+        chosen = self.chosen()
+        return None if chosen is None else chosen.run
 
     def open(self, folder: Path | None, model: Path | None = None) -> None:
-        """Show the table of a run, or of a batch that the run `model` has segmented, and choose that run."""
+        """Show the table of a run, or of a batch that the run `model` has segmented, and choose it."""
         self.folder, self.model = folder, model
         self.refreshRuns()
-        self._choose(model or folder)
+        self._choose(folder, model)
         self.fillTable()
 
     def setBusy(self, busy: bool) -> None:
@@ -74,10 +86,13 @@ class ResultsPanel:
 
     def onLoad(self) -> None:
         """Its curves, pairs and masks; scans that are not in the scene come from their files."""
-        run = self.chosenRun()
-        if run is not None:
-            self.actions.openRun(run.path)
-            self.actions.bring(self.logic.session.importPredictions(run.path, loadScans=True, again=True))
+        chosen = self.chosen()
+        if chosen is not None:
+            model = None if chosen.batch is None else chosen.run.path
+            self.actions.openRun(chosen.folder, model)
+            self.actions.bring(
+                self.logic.session.importPredictions(chosen.folder, model=model, loadScans=True, again=True)
+            )
 
     def onReport(self) -> None:
         run = self.chosenRun()
@@ -91,16 +106,15 @@ class ResultsPanel:
             self.actions.resume(run.path)
 
     def onRemove(self) -> None:
-        run = self.chosenRun()
-        question = _(
-            "Delete this training with its model and all masks it made, also those of more scans?\n{folder}\n"
-            "Masks in the scene stay."
-        )
-        if run is None or not slicer.util.confirmYesNoDisplay(question.format(folder=run.path)):
+        chosen = self.chosen()
+        if chosen is None or not slicer.util.confirmYesNoDisplay(chosen.removeQuestion):
             return
-        with slicer.util.tryWithErrorDisplay(_("The training cannot be deleted."), waitCursor=True):
-            self.logic.work.removeRun(run)
-            if run.path in (self.folder, self.model):
+        with slicer.util.tryWithErrorDisplay(_("It cannot be deleted."), waitCursor=True):
+            if chosen.batch is None:
+                self.logic.work.removeRun(chosen.run)
+            else:
+                self.logic.work.removeBatch(chosen.batch)
+            if chosen.folder in (self.folder, self.model):
                 self.open(None)
                 self.actions.closeRun()
         self.refreshRuns()
@@ -179,11 +193,7 @@ class ResultsPanel:
     # --- more scans ---
 
     def onSegmentFiles(self) -> None:
-        patterns = " ".join(f"*{suffix}" for suffix in SUFFIXES)
-        chosen = qt.QFileDialog.getOpenFileNames(
-            slicer.util.mainWindow(), _("Segment files"), "", _("Scans ({patterns})").format(patterns=patterns)
-        )
-        self._segment([Path(path) for path in chosen])
+        self._segment(chooseScans(_("Segment files")))
 
     def onSegmentFolder(self) -> None:
         folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Segment every scan of a folder"))
@@ -198,11 +208,11 @@ class ResultsPanel:
     # --- what can be pressed ---
 
     def _tell(self) -> None:
-        ui, run = self.ui, self.chosenRun()
-        ui.runLabel.text = describe(run) if run is not None else _("No training in the folder for results yet.")
+        ui, chosen, run = self.ui, self.chosen(), self.chosenRun()
+        ui.runLabel.text = chosen.about if chosen is not None else _("No training in the folder for results yet.")
         ui.loadRunButton.enabled = run is not None and run.usable
         ui.reportButton.enabled = run is not None and (run.path / "report.html").exists()
-        ui.resumeButton.enabled = run is not None and run.resumable and not self.busy
+        ui.resumeButton.enabled = run is not None and chosen.batch is None and run.resumable and not self.busy
         ui.removeRunButton.enabled = run is not None and not self.busy
         for button in (ui.segmentFilesButton, ui.segmentFolderButton):
             button.enabled = run is not None and run.usable and not self.busy
@@ -212,6 +222,34 @@ class ResultsPanel:
             button.enabled = segmentation is not None and volume is not None
 
 
-def titleOf(run) -> str:
-    """A run in the list: when, and how well it did where that was measured."""
-    return run.name if run.dice is None else _("{name}, Dice {dice}").format(name=run.name, dice=f"{run.dice:.2f}")
+@dataclass(frozen=True)
+class Listed:
+    """A line of the list: a run, or below it a batch of more scans that its model has segmented."""
+
+    run: Run
+    batch: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.run.path if self.batch is None else self.batch
+
+    @property
+    def title(self) -> str:
+        """When, and how well it did where that was measured."""
+        if self.batch is not None:
+            return _("    more scans, {name}").format(name=self.batch.name)
+        run = self.run
+        return run.name if run.dice is None else _("{name}, Dice {dice}").format(name=run.name, dice=f"{run.dice:.2f}")
+
+    @property
+    def about(self) -> str:
+        return describe(self.run) if self.batch is None else Batches.describe(self.batch)
+
+    @property
+    def removeQuestion(self) -> str:
+        question = _("Delete these masks of more scans? The training with its model stays.\n{folder}")
+        if self.batch is None:
+            question = _(
+                "Delete this training with its model and all masks it made, also those of more scans?\n{folder}"
+            )
+        return question.format(folder=self.folder) + "\n" + _("Masks in the scene stay.")

@@ -172,12 +172,7 @@ class ScansPanel(VTKObservationMixin):
             showScan(scan.volumeNode, scan.segmentationNode)
 
     def onAddFiles(self) -> None:
-        patterns = " ".join(f"*{suffix}" for suffix in SUFFIXES)
-        title = _("Add scans")
-        chosen = qt.QFileDialog.getOpenFileNames(
-            slicer.util.mainWindow(), title, "", _("Scans ({patterns})").format(patterns=patterns)
-        )
-        self._add([Path(path) for path in chosen])
+        self._add(chooseScans(_("Add scans")))
 
     def onAddFolder(self) -> None:
         folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Add a folder of scans"))
@@ -231,6 +226,13 @@ class ScansPanel(VTKObservationMixin):
             if scan is not None:
                 self.select(scan.volumeNode)
             show(self.ui.suggestionLabel, reason)
+
+
+def chooseScans(title: str) -> list[Path]:
+    """Ask for files of scans; [] where none was chosen."""
+    patterns = " ".join(f"*{suffix}" for suffix in SUFFIXES)
+    kinds = _("Scans ({patterns})").format(patterns=patterns)
+    return [Path(path) for path in qt.QFileDialog.getOpenFileNames(slicer.util.mainWindow(), title, "", kinds)]
 
 
 def scansIn(folder: Path) -> list[Path]:
