@@ -12,7 +12,8 @@ from GenSegSlicerLib.Gallery import Gallery
 from GenSegSlicerLib.Gui.Conductor import Conductor
 from GenSegSlicerLib.Gui.Pictures import icon
 from GenSegSlicerLib.Gui.Samples import registerSampleData
-from GenSegSlicerLib.Gui.TrainPanel import chosenPython, defaultFolder
+from GenSegSlicerLib.Gui.TrainPanel import chosenPython, defaultFolder, isPossible
+from GenSegSlicerLib.RunProgress import RunProgress
 from GenSegSlicerLib.Scans import Role
 from GenSegSlicerLib.Session import Session
 from GenSegSlicerLib.Work import Work
@@ -99,7 +100,8 @@ class GenSegSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         uiWidget.setMRMLScene(slicer.mrmlScene)
         self.logic = GenSegSlicerLogic()
-        self.conductor = Conductor(self.ui, self.logic, FOLDER / "Resources" / "requirements.txt")
+        requirements = FOLDER / "Resources" / "requirements.txt"
+        self.conductor = Conductor(self.ui, self.logic, requirements, lambda: self.parent.isEntered)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport)
@@ -125,7 +127,7 @@ class GenSegSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._parameterNode is None:
             self.initializeParameterNode()  # which reads the folder for results
         else:
-            self.conductor.resultsPanel.refreshRuns()
+            self.conductor.settingsChanged()
         self.setIcons()
         self.conductor.scansPanel.editor.enter()
         self.conductor.scansPanel.refresh()
@@ -174,8 +176,12 @@ class GenSegSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.conductor.trainPanel.setParameterNode(parameterNode)
         if parameterNode is None:
             return
-        if not parameterNode.outputFolder:
+        told = parameterNode.outputFolder
+        if not isPossible(told):
             parameterNode.outputFolder = defaultFolder()
+            text = _("The folder for results {folder} is not on this computer; {other} is used.")
+            self.logic.work.notes += [text.format(folder=told, other=parameterNode.outputFolder)] if told else []
+            self.conductor.trainPanel.showState()
         self._guiTag = parameterNode.connectGui(self.ui)
         self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParameters)
         self._onParameters()
@@ -193,19 +199,23 @@ class GenSegSlicerLogic(ScriptedLoadableModuleLogic):
 
     def __init__(self):
         ScriptedLoadableModuleLogic.__init__(self)
+        self._begun: set[Path] = set()  # runs that were started here
         self.newScene()
 
     def newScene(self) -> None:
         """Forget everything about the scene that was closed."""
         self.session = Session(slicer.mrmlScene, self.loadScan)
-        self.work = Work(self.session, backendOf, environmentOf)
+        self.work = Work(self.session, backendOf, environmentOf, self._begun)
 
     def getParameterNode(self):
         return GenSegSlicerParameterNode(super().getParameterNode())
 
-    def updateCurves(self) -> dict:
-        """{group: chart node} of the run's curves so far."""
-        return self.session.curves.update(self.work.controller.progress.curves)
+    def updateCurves(self, runFolder: Path) -> dict:
+        """{group: chart node} of a run's curves so far."""
+        controller = self.work.controller
+        watched = controller.runFolder == runFolder
+        progress = controller.progress if watched else RunProgress.fromFile(runFolder / "events.jsonl")
+        return self.session.curves.update(progress.curves)
 
     def loadScan(self, path: Path):
         """The volume node of a file, or None. Numbered pictures are scans of their own, not slices of one volume."""

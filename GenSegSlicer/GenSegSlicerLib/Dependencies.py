@@ -16,7 +16,8 @@ from GenSegSlicerLib.Translate import _
 TORCH = ("torch", "2.8")
 OF_SLICER = (("numpy", "1.26"), ("SimpleITK", "2.4"))  # checked, never installed
 # pip may neither bring nor change these: they are Slicer's own, or come by the PyTorch extension.
-NEVER = ("numpy", "SimpleITK", "vtk", "requests", "torch", "torchvision", "torchaudio")
+OF_TORCH = ("torch", "torchvision", "torchaudio")  # the PyTorch extension replaces them together
+NEVER = ("numpy", "SimpleITK", "vtk", "requests", *OF_TORCH)
 # Where they are there, they stay as they are: Slicer and its extensions have loaded them.
 KEPT = (
     *("scipy", "pillow", "pydicom", "packaging", "pyparsing", "six", "typing-extensions", "certifi", "idna"),
@@ -184,7 +185,8 @@ class Dependencies:
         """After an installation that raised nothing: believe only what is there now."""
         missing = self.missing()
         changed = [name for name in before if before[name] is not None and self._versionOf(name) != before[name]]
-        broken = [name for name in changed if name in NEVER and name != TORCH[0]]
+        free = OF_TORCH if TORCH[0] in changed or before.get(TORCH[0]) is None else ()
+        broken = [name for name in changed if name in NEVER and name not in free]
         if broken:
             text = _("The installation changed {names}, which belong to Slicer. Install Slicer again if it misbehaves.")
             return Outcome(False, text.format(names=", ".join(broken)), restart=True)

@@ -44,8 +44,9 @@ class PairView:
     def show(self, pair, scanOf=None, views=(), nearestViews=()) -> ShownPair:
         """Show a pair in place of the earlier one. → ShownPair.
 
-        scanOf(case) may give (volume node, segmentation node) of a scan that is in the scene: these are then used as
-        they are. views, nearestViews: ids of the slice nodes in which each mask may appear, by default all.
+        scanOf(case) may give (volume node, segmentation node) of a scan that is in the scene: the volume is then used
+        as it is, and of the mask a copy, since the user's own may not be bound to some views. views, nearestViews: ids
+        of the slice nodes in which each mask may appear, by default all.
         Raises OSError or RuntimeError where the pair itself cannot be read; the scene is then as before.
         """
         loaded = ImageFile(pair.image), ImageFile(pair.mask)
@@ -55,7 +56,8 @@ class PairView:
         folder = self._folder()
         parts = self._make(*loaded, _("Synthetic pair {name}").format(name=pair.name), "pair", views, folder)
         if inScene:
-            parts += (*inScene, _middle(*inScene))
+            volume, mask = inScene
+            parts += (volume, self._copy(mask, nearestViews, folder), _middle(*inScene))
         elif real is not None:
             name = _("Nearest real scan {name}").format(name=pair.nearest)
             parts += self._make(*real, name, "nearest", nearestViews, folder)
@@ -78,16 +80,40 @@ class PairView:
         labels = _kji(mask)
         labels = labels.max(axis=-1) if labels.ndim == 4 else labels
         segmentation = self._segmentation(labels, matrix, _("{name}, mask").format(name=name), kind, volume)
-        for viewId in viewIds:
-            segmentation.GetDisplayNode().AddViewNodeID(viewId)
-        hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self.scene)
-        for node in (volume, segmentation):
-            item = hierarchy.GetItemByDataNode(node) if hierarchy else 0
-            if item:
-                hierarchy.SetItemParent(item, folder)
-            elif hierarchy:
-                hierarchy.CreateItem(folder, node)
+        self._restrict(segmentation, viewIds)
+        self._file(volume, folder)
+        self._file(segmentation, folder)
         return volume, segmentation, _position(labels, matrix, self.about.sliceAxis)
+
+    def _copy(self, mask, viewIds, folder):
+        """The mask of a scan in the scene once more, for some views only; None where there is none."""
+        if mask is None:
+            return None
+        node = self._add("vtkMRMLSegmentationNode", _("{name}, mask").format(name=mask.GetName()), "nearest mask")
+        node.GetSegmentation().DeepCopy(mask.GetSegmentation())
+        node.SetAndObserveTransformNodeID(mask.GetTransformNodeID())
+        node.CreateDefaultDisplayNodes()
+        self._restrict(node, viewIds)
+        self._file(node, folder)
+        return node
+
+    @staticmethod
+    def _restrict(segmentation, viewIds):
+        display = segmentation.GetDisplayNode()
+        display.SetSaveWithScene(False)
+        display.SetVisibility3D(False)
+        display.SetOpacity2DFill(FILL)
+        for viewId in viewIds:
+            display.AddViewNodeID(viewId)
+
+    def _file(self, node, folder):
+        """Put a node into the folder of the subject hierarchy, where there is one."""
+        hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self.scene)
+        item = hierarchy.GetItemByDataNode(node) if hierarchy else 0
+        if item:
+            hierarchy.SetItemParent(item, folder)
+        elif hierarchy:
+            hierarchy.CreateItem(folder, node)
 
     def _matrix(self, image, synthetic):
         """IJK to RAS [4, 4] in mm; slices of a volume that have the feet first are turned head up."""
@@ -132,10 +158,6 @@ class PairView:
                 data.SetGeometryFromImageToWorldMatrix(toVtk(matrix))
                 color = [part / 255 for part in self.about.colors[structure["value"]]]
                 node.AddSegmentFromBinaryLabelmapRepresentation(data, structure["name"], color)
-        display = node.GetDisplayNode()
-        display.SetSaveWithScene(False)
-        display.SetVisibility3D(False)
-        display.SetOpacity2DFill(FILL)
         return node
 
     def _add(self, className, name, kind):

@@ -15,6 +15,7 @@ from GenSegSlicerLib.RunProgress import RunProgress
 from GenSegSlicerLib.Translate import _
 
 LAST_WORDS = 12  # lines of standard error that explain an end without an error event
+LAUNCHER_SAYS = "exit abnormally"  # Slicer's launcher gives status 1 for whatever ended its Python by force
 OUT_OF_MEMORY = (-9, 137)  # what the system does to a process when memory is full
 CRASHES = (-11, -6, -4, -7, 134, 139, 0xC0000005, 0xC000001D, 0xC0000409)
 
@@ -253,7 +254,7 @@ class RunController:
         if missing:
             rule = _("The Python package {name} is missing.").format(name=missing[-1].split(".")[0])
             return Fault(case, rule, _("Install what is missing with the button, or choose another Python."))
-        if status in OUT_OF_MEMORY:
+        if status in OUT_OF_MEMORY or LAUNCHER_SAYS in words:
             rule = _("The system ended it, most likely because the memory was full.")
             return Fault(case, rule, _("Close other programs, or crop the scans, and resume the run."))
         if status in CRASHES:

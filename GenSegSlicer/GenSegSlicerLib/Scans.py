@@ -17,6 +17,7 @@ ACCEPTED = "GenSegSlicer.Accepted"  # attribute of a prediction that became the 
 WRITTEN = "GenSegSlicer.Written"  # attribute of a prediction: when its file was written, in ns since 1970
 DRAWN = "GenSegSlicer.Drawn"  # attribute of a prediction: what it held when it came, to notice corrections
 GALLERY = "GenSegSlicer.Gallery"  # attribute of all that PairView makes, value: what it is; no scan of the study
+DETACHED = "GenSegSlicer.Detached"  # attribute of a volume: no segmentation is its own, whatever refers to it
 SEGMENTATION = "GenSegSlicer.Segmentation"  # node reference from a volume to its own segmentation
 
 _LONGEST_ID = 40
@@ -72,10 +73,12 @@ class ScanList:
         volumeNode.SetAttribute(ROLE, Role(role).value)
 
     def setSegmentation(self, volumeNode, segmentationNode) -> None:
-        """Make a segmentation the scan's own; a prediction becomes the user's by it. None forgets the choice."""
+        """Make a segmentation the scan's own; a prediction becomes the user's by it. None: the scan has none."""
         if segmentationNode is None:
             volumeNode.RemoveNodeReferenceIDs(SEGMENTATION)
+            volumeNode.SetAttribute(DETACHED, "1")
             return
+        volumeNode.RemoveAttribute(DETACHED)
         if isPrediction(segmentationNode):
             made = [segmentationNode.GetAttribute(RUN), segmentationNode.GetAttribute(CASE)]
             segmentationNode.SetAttribute(ACCEPTED, json.dumps(made))
@@ -173,6 +176,8 @@ class ScanList:
         chosen = volume.GetNodeReference(SEGMENTATION)
         if chosen is not None and not isPrediction(chosen):
             return chosen
+        if volume.GetAttribute(DETACHED):
+            return None
         candidates = owners.get(volume.GetID(), [])
         return next((node for node in candidates if self.drawn(node)), candidates[0] if candidates else None)
 

@@ -115,6 +115,8 @@ class Session:
         loadScans: bool = False,
         again: bool = False,
         repeat: bool = True,
+        leaveAbsent: bool = False,
+        only: str | None = None,
     ) -> Iterator[Fault | None]:
         """Bring what is new in a folder of predictions into the scene, at most one case with every step.
 
@@ -122,6 +124,7 @@ class Session:
         or was deleted by the user gives no step. `folder`: a run, or a folder that `genseg predict` wrote with the
         run `model` (where it is not given, the one remembered). `loadScans`: scans that are not in the scene are
         loaded from their files. `again`: bring deleted ones, too. `repeat`: tell faults that were told before.
+        `leaveAbsent`: a scan that is not in the scene is no fault. `only`: this case alone.
         """
         index = self.index(folder)
         if not index.get("cases"):
@@ -141,7 +144,9 @@ class Session:
                 continue
             try:
                 found = _Case.of(case, index["folder"], folder)
-                if self._isSettled(found, again):
+                if self._isSettled(found, again) or only not in (None, found.name):
+                    continue
+                if leaveAbsent and not self.volumes.isThere(folder, found.name, found.images):
                     continue
                 self._bring(found, table, loadScans)
                 faults: list[Fault | None] = [None]
@@ -152,6 +157,12 @@ class Session:
             if faults != [None]:
                 self._told.add(stamp)
             yield from faults
+
+    def sizeOfAbsent(self, folder: Path) -> int:
+        """Bytes of the scans of a folder of predictions that would have to be loaded from their files."""
+        cases = [_Case.of(one, folder, folder) for one in self.index(folder).get("cases") or [] if _isWhole(one)]
+        absent = [case for case in cases if not self.volumes.isThere(folder, case.name, case.images)]
+        return sum(Path(image).stat().st_size for case in absent for image in case.images if Path(image).is_file())
 
     def _isSettled(self, case: "_Case", again: bool) -> bool:
         """Whether nothing is to be done: it is there, or the user has decided otherwise."""
@@ -281,6 +292,10 @@ class _Case:
     @property
     def key(self) -> tuple[str, str]:
         return runKey(self.folder), self.name
+
+
+def _isWhole(entry) -> bool:
+    return isinstance(entry, dict) and "case" in entry and isinstance(entry.get("path"), str)
 
 
 def _stamp(entry, predictions: Path, folder: Path) -> tuple[str, str, str]:

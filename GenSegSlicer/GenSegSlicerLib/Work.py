@@ -7,22 +7,32 @@ from GenSegSlicerLib.Backend import Backend, TrainSettings
 from GenSegSlicerLib.Batches import SEGMENTED, Batches
 from GenSegSlicerLib.CaseVolumes import STUDIES
 from GenSegSlicerLib.Computer import Computer
-from GenSegSlicerLib.Faults import Fault
+from GenSegSlicerLib.Faults import Fault, StudyFaults
 from GenSegSlicerLib.RunController import RunController
 from GenSegSlicerLib.Runs import Run, RunList
 from GenSegSlicerLib.Session import Session
 from GenSegSlicerLib.Translate import _
+
+AT_ONCE = 1_000_000_000  # bytes of files that are loaded without being asked for one by one
 
 
 class Work:
     """`controller` watches what runs, `computer` knows the devices. `parameters`: the module's parameter node, or None.
 
     backendOf() returns the training program with the Python that the user has chosen for this computer; it may raise
-    FileNotFoundError or StudyFaults. environmentOf(backend) returns the environment of its processes.
+    FileNotFoundError or StudyFaults. environmentOf(backend) returns the environment of its processes. `begun`: runs
+    that were started here before, in another scene; those that are not at work are known to have ended.
     """
 
-    def __init__(self, session: Session, backendOf: Callable[[], Backend], environmentOf: Callable[[Backend], dict]):
+    def __init__(
+        self,
+        session: Session,
+        backendOf: Callable[[], Backend],
+        environmentOf: Callable[[Backend], dict],
+        begun: set[Path] | None = None,
+    ):
         self.session, self._backendOf, self.environmentOf = session, backendOf, environmentOf
+        self._ours: set[Path] = set() if begun is None else begun
         self.parameters = None
         self.computer = Computer()
         self.controller = RunController()
@@ -59,6 +69,7 @@ class Work:
         is left behind.
         """
         self._refuseWhileBusy()
+        self._checkFolder()
         chosen, backend, closings = self.parameters, self.backend(), self._closings
         run, study = self.session.newRun(self.folder())
         begun, self._preparing = False, True
@@ -77,7 +88,13 @@ class Work:
             if not begun:
                 self.session.dropStudy(run)
         if begun:
+            self._ours.add(run)
             self._begun, chosen.currentRun = run, str(run)
+
+    def _checkFolder(self) -> None:
+        if not self.folder().is_absolute():
+            rule = _("'{folder}' is not the whole path of a folder.").format(folder=self.parameters.outputFolder)
+            raise StudyFaults([Fault(_("Results go to"), rule, _("Choose the folder with the button beside it."))])
 
     def _stranded(self) -> list[str]:
         """A sentence where copies of patients' scans lie in the folder for results without a training."""
@@ -101,6 +118,7 @@ class Work:
         """Go on with a run that was stopped. Raises RuntimeError while another is active."""
         self._control(self.backend())
         if self.controller.resume(runFolder):
+            self._ours.add(Path(runFolder))
             self.parameters.currentRun = str(runFolder)
 
     def segment(self, runFolder: Path, paths: list[Path]) -> None:
@@ -169,8 +187,16 @@ class Work:
         if folder is None or (model is not None and not last):
             return iter(())
         if model is not None:
-            return self.session.importPredictions(folder, model=model, loadScans=True)
+            return self.bringAll(folder, model)
         return self.session.importPredictions(folder, repeat=last)
+
+    def bringAll(self, folder: Path, model: Path | None = None, again: bool = False) -> Iterator[Fault | None]:
+        """All masks of a run or a batch, with their scans; where these are large, masks of scans in the scene only."""
+        leave = self.session.sizeOfAbsent(folder) > AT_ONCE
+        if leave:
+            text = _("The scans are too large to be loaded all at once: select one under Results and press 'Show'.")
+            self.notes.append(text)
+        return self.session.importPredictions(folder, model=model, loadScans=not leave, leaveAbsent=leave, again=again)
 
     def dropUnbegun(self) -> None:
         """Remove what was written for a run or a batch of this session that ended before it had a folder."""
@@ -198,8 +224,7 @@ class Work:
         if self.parameters is None or not self.parameters.outputFolder:
             return []
         active = self._active()
-        idle = [self.controller.runFolder] if self.controller.runFolder is not None and active is None else []
-        return RunList(self.folder()).runs(active, idle)
+        return RunList(self.folder()).runs(active, self._ours - {active})
 
     def batches(self) -> dict[Path, list[Path]]:
         """{run: folders with masks of more scans that its model has segmented, the newest first}."""

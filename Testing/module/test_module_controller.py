@@ -232,6 +232,7 @@ def test_an_error_that_comes_while_stopping_is_not_hidden(speak):
         ("import nosuchpackage", "The Python package nosuchpackage is missing."),
         ("print('Usage: genseg', file=sys.stderr); print('No such option --x', file=sys.stderr); sys.exit(2)", "--x"),
         ("os.kill(os.getpid(), 9)", "memory was full"),
+        ("print('error: [python] exit abnormally', file=sys.stderr); sys.exit(1)", "memory was full"),
         ("os.kill(os.getpid(), 11)", "crashed (status -11)"),
         ("print('odd words'); sys.exit(5)", "ended unexpectedly (status 5). odd words"),
         ("sys.stderr.buffer.write(b'caf\\xe9 \\xff'); sys.exit(1)", "caf\\xe9 \\xff"),

@@ -89,6 +89,14 @@ def test_what_is_missing_is_installed_torch_first_and_by_its_own_installer():
     assert machine.dependencies.missing() == []
 
 
+def test_an_old_pytorch_is_replaced_with_what_belongs_to_it_but_only_together():
+    machine = Machine(ALL | {"torch": "2.2.0", "torchvision": "0.17.0"})
+    together = {"torch": "2.9.0", "torchvision": "0.24.0"}
+    assert machine.install(torchInstaller=lambda requirement: machine.versions.update(together)).ok
+    alone = Machine(ALL | {"monai": "1.5.2", "torchvision": "0.17.0"}, monai="1.6.1", torchvision="0.24.0").install()
+    assert not alone.ok and "torchvision" in alone.reason
+
+
 def test_only_what_is_missing_or_too_old_is_installed():
     machine = Machine(ALL | {"monai": "1.5.2", "torch": "2.8.0"}, monai="1.6.1")
     assert [need.requirement for need in machine.dependencies.missing()] == ["monai>=1.6"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from GenSegSlicerLib.Gallery import Gallery
-from GenSegSlicerLib.Scans import GALLERY
+from GenSegSlicerLib.Scans import GALLERY, isPrediction
 from written_run import ORANGE, WrittenRun, ball, head
 
 
@@ -95,7 +95,9 @@ def test_a_scan_that_is_in_the_scene_is_shown_itself_and_stays_when_the_pair_goe
     drawn = mrml.segmentation({"head": mask == 1}, volume)
     asked = []
     nodes = gallery.show(gallery.pairs()[0], mrml.scene, scanOf=lambda case: asked.append(case) or (volume, drawn))
-    assert asked == ["a"] and nodes.nearestImage is volume and nodes.nearestMask is drawn
+    assert asked == ["a"] and nodes.nearestImage is volume and nodes.nearestMask is not drawn
+    assert np.array_equal(mrml.mask(nodes.nearestMask, "head", volume), mrml.mask(drawn, "head", volume))
+    assert not isPrediction(nodes.nearestMask) and nodes.nearestMask.GetAttribute(GALLERY)
     k, j, i = np.argwhere(mask == 1).mean(axis=0)
     assert np.allclose(nodes.nearestPosition, (i, j, k), atol=1)
     gallery.hide(mrml.scene)

@@ -70,6 +70,8 @@ def test_of_two_segmentations_the_drawn_one_is_the_scans_own_and_a_choice_goes_b
     scanList.setSegmentation(volume, empty)
     assert scanList.segmentationOf(volume) is empty
     scanList.setSegmentation(volume, None)
+    assert scanList.segmentationOf(volume) is None, "also where a segmentation refers to the scan"
+    scanList.setSegmentation(volume, first)
     assert scanList.segmentationOf(volume) is first
 
 

@@ -2,15 +2,19 @@
 
 import json
 import os
+import sys
+import time
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicer
 from GenSegSlicerLib.Batches import Batches
+from GenSegSlicerLib.StudyFiles import writeVolume
+from GenSegSlicerLib.Voxels import ijkToRas
 from opened import Opened, hippocampi, slicersPython
 from pythonqt.fixture import slicerRig  # noqa: F401
-from written_run import WrittenRun
+from written_run import WrittenRun, head
 
 ENDED = ("done", "stopped", "failed")
 
@@ -300,19 +304,26 @@ def test_quitting_slicer_ends_the_process(labelled):
     assert processIsGone(pid)
 
 
-def test_masks_of_more_scans_are_listed_below_their_training_and_can_be_loaded_and_removed_later(opened, data):
-    ((image, labels),) = hippocampi(data, 1)
+def batchOf(opened, data, count: int = 1) -> tuple:
+    """(run, folder of masks of more scans), as written by an earlier session."""
     run, batch = WrittenRun(opened.folder / "run"), opened.folder / "segmented" / "monday"
     run.write("settings.json", {"method": "genseg", "dataset": "x", "out": "y"})
     run.write("checkpoints/best.safetensors", "")
     Batches(run.folder).remember(batch)
     batch.mkdir()
-    mask = sitk.GetImageFromArray(labels)
-    mask.CopyInformation(sitk.ReadImage(str(image)))
-    sitk.WriteImage(mask, str(batch / "a.nii.gz"))
-    case = {"case": "a", "path": "a.nii.gz", "images": [str(image)], "volumes_ml": {"head": 1.5}, "uncertainty": 0.1}
-    (batch / "index.json").write_text(json.dumps({"cases": [case]}))
+    cases = []
+    for number, (image, labels) in enumerate(hippocampi(data, count)):
+        mask = sitk.GetImageFromArray(labels)
+        mask.CopyInformation(sitk.ReadImage(str(image)))
+        sitk.WriteImage(mask, str(batch / f"{number}.nii.gz"))
+        case = {"case": f"case {number}", "path": f"{number}.nii.gz", "images": [str(image)]}
+        cases.append(case | {"volumes_ml": {"head": 1.5}, "uncertainty": 0.1})
+    (batch / "index.json").write_text(json.dumps({"cases": cases}))
+    return run, batch
 
+
+def test_masks_of_more_scans_are_listed_below_their_training_and_can_be_loaded_and_removed_later(opened, data):
+    run, batch = batchOf(opened, data)
     opened.rig.leave()
     opened.widget.enter()
     ui = opened.ui
@@ -324,13 +335,257 @@ def test_masks_of_more_scans_are_listed_below_their_training_and_can_be_loaded_a
     opened.click("loadRunButton")
     opened.wait(lambda: opened.widget.conductor._bringing is None)
     assert ui.resultsTable.rowCount == 1 and ui.runComboBox.currentIndex == 1
-    volume, segmentation = opened.logic.session.predictionOf(batch, "a")
+    volume, segmentation = opened.logic.session.predictionOf(batch, "case 0")
     assert volume is not None and segmentation.GetSegmentation().GetNumberOfSegments() == 2
 
     opened.rig.answer("Yes", contains="The training with its model stays")
     opened.click("removeRunButton")
     assert not batch.exists() and run.folder.exists() and ui.runComboBox.count == 1
     assert ui.resultsTable.rowCount == 0
+
+
+# --- a run beside other work ---
+
+
+def made(opened, name: str, seed: int = 0):
+    """A volume of 10 x 20 x 16 voxels in the scene."""
+    voxels = np.random.default_rng(seed).integers(0, 999, (10, 20, 16)).astype(np.int16)
+    volume = slicer.util.addVolumeFromArray(voxels, name=name)
+    opened.rig.pump(0.2)
+    return volume
+
+
+def finished(opened, volume) -> WrittenRun:
+    """A run with a model and a prediction for the volume."""
+    run = WrittenRun(opened.folder / "run")
+    run.write("settings.json", {"method": "genseg", "dataset": "x", "out": "y"})
+    run.write("checkpoints/best.safetensors", "")
+    case = opened.logic.session.scans.caseId(volume)
+    labels = np.zeros((10, 20, 16), np.uint8)
+    labels[3:6, 5:9, 5:9] = 1
+    (run.folder / "predictions").mkdir()
+    writeVolume(labels, ijkToRas(volume), run.folder / "predictions" / f"{case}.nrrd")
+    run.predict(case, {"head": 1.0}, 0.2, f"{case}.nrrd")
+    return run
+
+
+def work(opened, seconds: float, run: WrittenRun | None = None) -> None:
+    """A process at work, as after the button was pressed."""
+    opened.logic.work.controller.start(["sleep", str(seconds)], None if run is None else run.folder)
+    opened.widget.conductor._begun()
+
+
+def redBackground() -> str:
+    composite = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
+    return slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID()).GetName()
+
+
+@pytest.mark.parametrize("where", ["in another module", "in the editor", "here"])
+def test_the_end_of_a_run_shows_its_first_mask_only_to_who_is_not_drawing(opened, where):
+    first, other = made(opened, "a"), made(opened, "b", 1)
+    run = finished(opened, first)
+    opened.select("b")
+    work(opened, 0.5, run)
+    if where == "in another module":
+        opened.rig.leave()
+        slicer.util.setSliceViewerLayers(background=other)
+    if where == "in the editor":
+        opened.click("labelButton")
+    opened.waitForEnd(20)
+    opened.wait(lambda: opened.widget.conductor._bringing is None)
+    assert opened.ui.resultsTable.rowCount == 1
+    assert redBackground() == ("a" if where == "here" else "b")
+    assert opened.ui.editorFrame.visible == (where == "in the editor")
+
+
+def test_while_a_run_is_at_work_no_other_is_loaded_and_the_table_of_scans_stands_still(opened):
+    run = finished(opened, made(opened, "a"))
+    panel, refreshes = opened.widget.conductor.scansPanel, []
+    opened.widget.conductor.resultsPanel.refreshRuns()
+    assert opened.ui.loadRunButton.enabled
+    work(opened, 60, run)
+    opened.logic.work.controller.progress.predictions = {"a": {}}
+    opened.rig.pump(3)
+    panel.changed = lambda: refreshes.append(1)
+    opened.rig.pump(5)
+    assert refreshes == [] and not opened.ui.loadRunButton.enabled
+    opened.logic.work.controller.forceStop()
+
+
+def test_a_list_that_is_unfolded_in_the_table_stays_until_something_is_chosen(opened):
+    made(opened, "a")
+    box = opened.ui.scansTable.cellWidget(0, 1)
+    box.showPopup()
+    made(opened, "b", 1)
+    assert opened.ui.scansTable.rowCount == 1 and box.view().visible
+    box.hidePopup()
+    opened.rig.pump(0.3)
+    assert opened.ui.scansTable.rowCount == 2
+
+
+def test_a_double_click_on_the_button_starts_and_does_not_stop(labelled):
+    labelled.trainFor(30)
+    labelled.click("trainButton")
+    labelled.click("trainButton")
+    assert labelled.logic.work.controller.state in ("starting", "running")
+    labelled.logic.work.controller.forceStop()
+
+
+def test_a_run_that_ended_with_its_scene_by_force_can_be_resumed_at_once(opened):
+    run = finished(opened, made(opened, "a"))
+    run.write("checkpoints/last.safetensors", "")
+    begun = {"event": "started", "time": time.time(), "run": "x", "method": "genseg", "device": "cpu"}
+    (run.folder / "events.jsonl").write_text(json.dumps(begun) + "\n")
+    opened.logic.work.backend = lambda: None
+    opened.logic.work._control = lambda backend: None
+    opened.logic.work.controller.resume = lambda folder: work(opened, 60, run) or True
+    opened.logic.work.resume(run.folder)
+    opened.rig.closeScene()
+    opened.rig.pump(0.3)
+    assert "resumed" in opened.ui.messageLabel.text and opened.ui.resumeButton.enabled
+
+
+def test_a_segmentation_can_be_taken_from_a_scan(opened):
+    opened.draw(made(opened, "a"), np.ones((10, 20, 16), np.uint8), {1: "x"})
+    opened.rig.pump(0.2)
+    opened.rig.select(opened.ui.scansTable.cellWidget(0, 2), "–")
+    opened.rig.pump(0.3)
+    assert opened.ui.scansTable.cellWidget(0, 2).currentText == "–" and opened.rows()[0][2] == "Not segmented"
+
+
+def test_while_the_editor_is_open_training_can_be_pressed(opened):
+    made(opened, "a")
+    opened.select("a")
+    assert not opened.ui.trainButton.enabled
+    opened.click("labelButton")
+    opened.rig.pump(0.2)
+    assert opened.ui.trainButton.enabled
+
+
+def test_a_folder_to_segment_without_scans_is_said(opened, tmp_path):
+    finished(opened, made(opened, "a"))
+    opened.widget.conductor.resultsPanel.refreshRuns()
+    opened.ui.resultsCollapsibleButton.collapsed = False
+    (tmp_path / "dicom").mkdir()
+    opened.rig.answer(str(tmp_path / "dicom"))
+    opened.rig.answer("Ok", contains="No scans were found")
+    opened.click("segmentFolderButton")
+    assert not opened.logic.work.controller.active
+
+
+def test_a_folder_for_results_of_another_computer_is_replaced_and_one_of_a_cloud_needs_consent(labelled, tmp_path):
+    labelled.rig.closeScene()
+    labelled.widget._parameterNode.outputFolder = "D:\\Studies"
+    labelled.widget.setParameterNode(labelled.widget._parameterNode)
+    assert labelled.logic.work.folder() == labelled.folder and "D:\\Studies" in labelled.ui.messageLabel.text
+    labelled.widget._parameterNode.outputFolder = str(tmp_path / "OneDrive - Clinic" / "results")
+    labelled.rig.answer("Cancel", contains="OneDrive copies")
+    labelled.widget.conductor.train()
+    assert not labelled.logic.work.controller.active and not (tmp_path / "OneDrive - Clinic").exists()
+
+
+def test_what_the_computer_can_train_with_is_asked_once_the_packages_are_there(opened, monkeypatch):
+    conductor, asked = opened.widget.conductor, []
+    opened.rig.app.userSettings().setValue("GenSegSlicer/Python", "")
+    monkeypatch.setattr(conductor.installing, "missing", lambda: True)
+    opened.logic.work.computer.close()
+    conductor._knownFor = None
+    conductor.settingsChanged()
+    assert "not installed yet" in opened.ui.deviceLabel.text
+    monkeypatch.setattr(conductor.installing, "missing", lambda: False)
+    monkeypatch.setattr(opened.logic.work, "askComputer", lambda: asked.append(1))
+    opened.rig.leave()
+    opened.widget.enter()
+    assert asked
+
+
+def test_looking_at_a_pair_changes_no_slice_view_for_good_and_shows_one_mask_on_each_picture(opened):
+    image, mask = head()
+    volume = slicer.util.addVolumeFromArray(image.astype(np.float32), name="a")
+    opened.rig.pump(0.2)
+    own = opened.draw(volume, mask, {1: "head"})
+    assert opened.logic.session.scans.caseId(volume) == "a"
+    run = finished(opened, made(opened, "b"))
+    run.scan("a", image.astype(np.float32), mask)
+    run.pair(image.astype(np.float32), mask)
+    manager = slicer.app.layoutManager()
+    nodes = {name: manager.sliceWidget(name).mrmlSliceNode() for name in ("Red", "Yellow", "Green")}
+    opened.select("a")
+    before = {name: node.GetOrientation() for name, node in nodes.items()}
+    opened.widget.conductor.openRun(run.folder)
+    opened.ui.galleryList.setCurrentRow(0)
+    opened.rig.pump(0.3)
+    assert nodes["Yellow"].GetOrientation() == "Axial"
+    displays = [node.GetDisplayNode() for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode")]
+    seen = [display for display in displays if display.GetVisibility()]
+    assert [sum(d.IsDisplayableInView(nodes[view].GetID()) for d in seen) for view in ("Red", "Yellow")] == [1, 1]
+    assert not own.GetDisplayNode().GetVisibility()
+    opened.select("b")
+    opened.select("a")
+    assert {name: node.GetOrientation() for name, node in nodes.items()} == before
+    assert own.GetDisplayNode().GetVisibility() and own.GetDisplayNode().GetNumberOfViewNodeIDs() == 0
+
+
+def test_after_a_flat_scan_a_volume_is_seen_from_three_sides_again(opened):
+    made(opened, "volume")
+    flat = slicer.util.addVolumeFromArray(np.arange(320).reshape(1, 20, 16).astype(np.int16), name="flat")
+    flat.SetIJKToRASDirections(0, 0, 1, 1, 0, 0, 0, 1, 0)
+    opened.rig.pump(0.2)
+    manager = slicer.app.layoutManager()
+    seen = []
+    for name in ("volume", "flat", "volume"):
+        opened.select(name)
+        seen.append([manager.sliceWidget(view).mrmlSliceNode().GetOrientation() for view in ("Red", "Yellow", "Green")])
+    assert seen[0] == seen[2] == ["Axial", "Sagittal", "Coronal"] != seen[1]
+
+
+def test_curves_stay_while_more_scans_are_segmented(opened):
+    run = finished(opened, made(opened, "a"))
+    told = {"event": "metric", "name": "dice/training", "step": 1, "value": 0.5, "time": 1.0}
+    (run.folder / "events.jsonl").write_text("".join(json.dumps(told | {"step": n}) + "\n" for n in (1, 2)))
+    opened.widget.conductor.openRun(run.folder)
+    charts = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLPlotChartNode")
+    opened.logic.work.forget()
+    work(opened, 60)
+    opened.rig.pump(3)
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLPlotChartNode") == charts > 0
+    assert opened.ui.curvesComboBox.count == charts
+    opened.logic.work.controller.forceStop()
+
+
+def test_the_log_stands_still_while_somebody_reads_further_up(opened):
+    ui = opened.ui
+    ui.logCollapsibleButton.collapsed = False
+    opened.rig.pump(0.2)
+    work(opened, 60)
+    log, bar = opened.logic.work.controller.progress.log, ui.logTextEdit.verticalScrollBar()
+    log.extend(f"line {n}" for n in range(200))
+    opened.widget.conductor.trainPanel.showLog()
+    assert bar.value == bar.maximum > 0
+    bar.value = 3
+    log.append("another")
+    opened.widget.conductor.trainPanel.showLog()
+    assert bar.value == 3 and "another" not in ui.logTextEdit.plainText
+    bar.value = bar.maximum
+    opened.widget.conductor.trainPanel.showLog()
+    assert "another" in ui.logTextEdit.plainText and bar.value == bar.maximum
+    opened.logic.work.controller.forceStop()
+
+
+def test_of_scans_too_large_to_be_loaded_at_once_each_comes_when_it_is_shown(opened, data, monkeypatch):
+    monkeypatch.setattr(sys.modules[type(opened.logic.work).__module__], "AT_ONCE", 1)
+    run, batch = batchOf(opened, data, 2)
+    opened.widget.conductor.openRun(batch, run.folder)
+    opened.widget.conductor.bring(opened.logic.work.bringAll(batch, run.folder))
+    opened.wait(lambda: opened.widget.conductor._bringing is None)
+    assert "too large" in opened.ui.messageLabel.text
+    assert len(opened.rows()) == 1, "the one that deserves the first look"
+    opened.ui.resultsCollapsibleButton.collapsed = False
+    opened.ui.resultsTable.selectRow(1)
+    opened.rig.pump()
+    assert not opened.ui.acceptButton.enabled
+    opened.click("showButton")
+    assert len(opened.rows()) == 2 and opened.ui.acceptButton.enabled
 
 
 @pytest.mark.slow

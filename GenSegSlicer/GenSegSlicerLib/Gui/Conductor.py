@@ -1,5 +1,7 @@
 """What the panels ask for and what happens while something runs: starting, watching, stopping, bringing back."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import qt
@@ -12,26 +14,31 @@ from GenSegSlicerLib.Gui.LookPanel import LookPanel
 from GenSegSlicerLib.Gui.Pictures import show
 from GenSegSlicerLib.Gui.ResultsPanel import ResultsPanel
 from GenSegSlicerLib.Gui.ScansPanel import ScansPanel
-from GenSegSlicerLib.Gui.TrainPanel import TrainPanel, chosenPython, tellFaults
+from GenSegSlicerLib.Gui.TrainPanel import TrainPanel, chosenPython, mayCopyTo, tellFaults
 from GenSegSlicerLib.RunController import State
 from GenSegSlicerLib.Scans import Role
 
 TICK = 250  # ms between two looks at the run
 LOOK = 8  # ticks between two looks at its files
+DOUBLE_CLICK = 1.0  # seconds after a start in which Stop is not meant
 PATIENCE = 2.0  # seconds after which a second Stop means at once
 
 
 class Conductor:
     """Owns the four panels and the one timer. It never blocks: a tick takes in what was said, and one mask."""
 
-    def __init__(self, ui, logic, requirements: Path):
-        """`requirements`: the file with the packages that training needs."""
-        self.ui, self.logic = ui, logic
+    def __init__(self, ui, logic, requirements: Path, isEntered: Callable[[], bool]):
+        """`requirements`: the file with the packages that training needs. `isEntered`: whether the user is here."""
+        self.ui, self.logic, self._isEntered = ui, logic, isEntered
         self._ticks = 0
         self._starting = False
+        self._startedAt = 0.0  # seconds
+        self._allowed: set[str] = set()  # folders for results to which scans may be copied
         self._bringing = None  # masks that come into the scene, one a tick
-        self._faults: list = []  # of those masks
-        self._askedFor: str | None = None  # the Python whose computer was asked
+        self._came = 0  # of those masks
+        self._faults: list = []  # of the others
+        self._askedFor: str | None = None  # the Python that was asked what this computer can train with
+        self._knownFor: str | None = None  # the Python that has answered
         self.installing = Installing(requirements)
         self.timer = qt.QTimer()
         self.timer.setInterval(TICK)
@@ -52,21 +59,26 @@ class Conductor:
         if self.logic.work.parameters is None:
             return
         self.resultsPanel.refreshRuns()
-        if self._askedFor != chosenPython():
-            self.askComputer()
+        self.askComputer()
 
     def askComputer(self) -> None:
-        """Find out what this computer can train with, where the program that knows is installed."""
-        if self.logic.work.controller.active or slicer.app.testingEnabled():
+        """Find out what this computer can train with, where that is not known and the program that knows is there."""
+        work = self.logic.work
+        python = chosenPython()
+        if self._knownFor == python or work.controller.active or slicer.app.testingEnabled():
             return
-        self._askedFor = chosenPython()
+        if work.computer.asking and self._askedFor == python:
+            return
+        self._askedFor = python
         try:
-            if not self._askedFor and self.installing.missing():
+            if not python and self.installing.missing():
                 advice = _("The training program is not installed yet. You are asked when you press the button below.")
                 self.trainPanel.showDevices([], advice)
                 return
-            self.logic.work.askComputer()
+            work.askComputer()
             self.timer.start()
+            if not work.computer.asking:
+                self.trainPanel.showDevices([], work.computer.advice)
         except (FileNotFoundError, StudyFaults) as error:
             self.trainPanel.showDevices([], str(error))
 
@@ -77,8 +89,8 @@ class Conductor:
         if self.resultsPanel is None:
             return
         scans = self.logic.session.scans.scans()
-        labeled = [scan for scan in scans if scan.role == Role.LABELLED and scan.drawn]
-        reason = "" if labeled else _("Label at least one scan first.")
+        labeled = any(scan.role == Role.LABELLED and scan.drawn for scan in scans)
+        reason = "" if labeled or self.scansPanel.editor.isOpen else _("Label at least one scan first.")
         self.trainPanel.setReady(reason)
         if self.logic.work.controller.state is State.IDLE:
             show(self.ui.phaseLabel, reason or self.logic.session.studyText())
@@ -99,6 +111,10 @@ class Conductor:
     def train(self) -> None:
         """Check, install what is missing, write the study, start."""
         self.stopLabeling()
+        folder = self.logic.work.parameters.outputFolder
+        if folder not in self._allowed and not mayCopyTo(folder):
+            return
+        self._allowed.add(folder)
         self._start(lambda: self.logic.work.train(self.trainPanel.seconds(), self._onExport))
 
     def resume(self, runFolder: Path) -> None:
@@ -110,6 +126,8 @@ class Conductor:
     def stop(self) -> None:
         """Gracefully; a second time, but not by a double click, at once."""
         controller = self.logic.work.controller
+        if time.monotonic() - self._startedAt < DOUBLE_CLICK:
+            return
         if controller.state is not State.STOPPING:
             controller.stop()
         elif controller.secondsStopping > PATIENCE:
@@ -137,11 +155,13 @@ class Conductor:
         finally:
             self._starting = False
             self._begun()
+            self.askComputer()
 
     def _begun(self) -> None:
         controller = self.logic.work.controller
         if controller.active:
             self._ticks, self._bringing, self._faults = 0, None, []
+            self._startedAt = time.monotonic()
             self.timer.start()
             if controller.runFolder is not None:
                 self.ui.lookCollapsibleButton.collapsed = False
@@ -161,6 +181,7 @@ class Conductor:
         """A few times a second: take in what the processes said, and one mask. Never blocks."""
         work = self.logic.work
         if work.computer.tick():
+            self._knownFor = self._askedFor
             self.trainPanel.showDevices(work.computer.devices, work.computer.advice)
         changes = work.controller.tick()
         if changes:
@@ -182,7 +203,7 @@ class Conductor:
 
     def bring(self, masks) -> None:
         """Take masks into the scene from now on, one a tick."""
-        self._bringing, self._faults = masks, []
+        self._bringing, self._came, self._faults = masks, 0, []
         self.timer.start()
 
     def _bringOne(self) -> None:
@@ -191,18 +212,22 @@ class Conductor:
         except StopIteration:
             self._brought()
             return
-        if fault is not None:
+        if fault is None:
+            self._came += 1
+        else:
             self._faults.append(fault)
 
     def _brought(self) -> None:
         """All new masks are in the scene."""
         self._bringing, faults = None, self._faults
         self.resultsPanel.fillTable()
-        self.scansPanel.refresh()
-        if faults and not self.logic.work.controller.active:
-            self.logic.work.notes += [str(fault) for fault in faults]
-            self.trainPanel.showState()
-        if not self.logic.work.controller.active:
+        if self._came:
+            self.scansPanel.refresh()
+        if self.logic.work.controller.active:
+            return
+        self.logic.work.notes += [str(fault) for fault in faults]
+        self.trainPanel.showState()
+        if self._isEntered() and not self.scansPanel.editor.isOpen:  # else the views are the user's
             self.resultsPanel.showFirst()
 
     def unlock(self) -> None:
@@ -220,6 +245,7 @@ class Conductor:
         self.resultsPanel.open(folder, model)
         self.bring(self.logic.work.bringMasks(last=True))
         self.lookPanel.update()
+        self.askComputer()
 
     def closeRun(self) -> None:
         """The run that was shown is gone."""

@@ -1,6 +1,7 @@
 """Section 3: curves and synthetic pairs, while the training runs and afterwards."""
 
 import time
+from pathlib import Path
 
 import qt
 import slicer
@@ -23,6 +24,7 @@ class LookPanel:
         """`actions` has stopLabeling()."""
         self.ui, self.logic, self.actions = ui, logic, actions
         self.gallery: Gallery | None = None
+        self._curvesOf: Path | None = None  # the run whose curves are in the scene
         self._shown: list = []
         self._undrawn: list[int] = []  # rows without a picture yet
         ui.galleryList.setIconSize(qt.QSize(THUMBNAIL, THUMBNAIL))
@@ -39,10 +41,11 @@ class LookPanel:
         self.update()
 
     def close(self) -> None:
-        self.gallery = None
+        self.gallery = self._curvesOf = None
         self._shown, self._undrawn = [], []
         self.ui.galleryList.clear()
         self.ui.curvesComboBox.clear()
+        self.ui.showCurvesButton.enabled = False
         self._tell()
 
     def update(self) -> None:
@@ -123,7 +126,11 @@ class LookPanel:
     # --- curves ---
 
     def _updateCurves(self) -> None:
-        charts = list(self.logic.updateCurves().values())
+        folder = self.gallery.runFolder if self.gallery is not None else None
+        if folder is None or (folder == self._curvesOf and folder != self.logic.work.controller.runFolder):
+            return
+        self._curvesOf = folder
+        charts = list(self.logic.updateCurves(folder).values())
         combo = self.ui.curvesComboBox
         if combo.count != len(charts):
             chosen = combo.currentText

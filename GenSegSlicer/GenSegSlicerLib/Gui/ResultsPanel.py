@@ -8,7 +8,9 @@ import slicer
 from slicer.i18n import tr as _
 
 from GenSegSlicerLib.Batches import Batches
-from GenSegSlicerLib.Gui.ScansPanel import ROW_HEIGHT, chooseScans, scansIn
+from GenSegSlicerLib.Faults import StudyFaults
+from GenSegSlicerLib.Gui.ScansPanel import ROW_HEIGHT, chooseScans, scansIn, tellNoScans
+from GenSegSlicerLib.Gui.TrainPanel import tellFaults
 from GenSegSlicerLib.Gui.Views import showScan
 from GenSegSlicerLib.Runs import Run, describe
 
@@ -90,9 +92,7 @@ class ResultsPanel:
         if chosen is not None:
             model = None if chosen.batch is None else chosen.run.path
             self.actions.openRun(chosen.folder, model)
-            self.actions.bring(
-                self.logic.session.importPredictions(chosen.folder, model=model, loadScans=True, again=True)
-            )
+            self.actions.bring(self.logic.work.bringAll(chosen.folder, model, again=True))
 
     def onReport(self) -> None:
         run = self.chosenRun()
@@ -154,16 +154,32 @@ class ResultsPanel:
             self.onShow()
 
     def onShow(self) -> None:
-        volume, segmentation = self._selectedNodes()
-        if volume is None:
+        if self.selectedCase() is None:
             return
         self.actions.stopLabeling()
+        volume, segmentation = self._selectedNodes()
+        if volume is None:
+            self._bringSelected()
+            volume, segmentation = self._selectedNodes()
+        if volume is None:
+            return
         with slicer.util.tryWithErrorDisplay(_("The mask cannot be shown."), waitCursor=True):
             if segmentation is None:
                 segmentation = self.logic.session.scans.segmentationOf(volume)
             if segmentation is not None:
                 self.logic.session.showSurface(segmentation)
             showScan(volume, segmentation)
+
+    def _bringSelected(self) -> None:
+        """The selected mask with its scan from the files; why not, where that fails."""
+        masks = self.logic.session.importPredictions(
+            self.folder, model=self.model, loadScans=True, again=True, only=self.selectedCase()
+        )
+        faults = [fault for fault in masks if fault is not None]
+        if faults:
+            tellFaults(_("It cannot be shown:"), StudyFaults(faults))
+        self.actions.refreshScans()
+        self._tell()
 
     def onAccept(self) -> None:
         volume, segmentation = self._selectedNodes()
@@ -198,7 +214,7 @@ class ResultsPanel:
     def onSegmentFolder(self) -> None:
         folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Segment every scan of a folder"))
         if folder:
-            self._segment(scansIn(Path(folder)))
+            self._segment(scansIn(Path(folder)) or tellNoScans(Path(folder)))
 
     def _segment(self, paths: list[Path]) -> None:
         run = self.chosenRun()
@@ -210,14 +226,14 @@ class ResultsPanel:
     def _tell(self) -> None:
         ui, chosen, run = self.ui, self.chosen(), self.chosenRun()
         ui.runLabel.text = chosen.about if chosen is not None else _("No training in the folder for results yet.")
-        ui.loadRunButton.enabled = run is not None and run.usable
+        ui.loadRunButton.enabled = run is not None and run.usable and not self.busy
         ui.reportButton.enabled = run is not None and (run.path / "report.html").exists()
         ui.resumeButton.enabled = run is not None and chosen.batch is None and run.resumable and not self.busy
         ui.removeRunButton.enabled = run is not None and not self.busy
         for button in (ui.segmentFilesButton, ui.segmentFolderButton):
             button.enabled = run is not None and run.usable and not self.busy
         volume, segmentation = self._selectedNodes()
-        ui.showButton.enabled = volume is not None
+        ui.showButton.enabled = self.selectedCase() is not None
         for button in (ui.acceptButton, ui.correctButton):
             button.enabled = segmentation is not None and volume is not None
 

@@ -78,7 +78,7 @@ class ScansPanel(VTKObservationMixin):
 
     def refresh(self) -> None:
         """Fill the table from the scene; the selected scan stays selected."""
-        if slicer.mrmlScene.IsBatchProcessing():
+        if slicer.mrmlScene.IsBatchProcessing() or self._isChoosing():
             self._later.start()
             return
         selected = self.selectedScan()
@@ -96,6 +96,12 @@ class ScansPanel(VTKObservationMixin):
         self.ui.scansTable.resizeColumnToContents(ROLE)
         self._tell()
         self.changed()
+
+    def _isChoosing(self) -> bool:
+        """Whether a list of the table is unfolded, which must not vanish under the mouse."""
+        table = self.ui.scansTable
+        boxes = (table.cellWidget(row, column) for row in range(table.rowCount) for column in (ROLE, MASK))
+        return any(box is not None and box.view().visible for box in boxes)
 
     def _fillRow(self, row: int, scan) -> None:
         table = self.ui.scansTable
@@ -178,20 +184,32 @@ class ScansPanel(VTKObservationMixin):
         folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Add a folder of scans"))
         if not folder:
             return
-        found = scansIn(Path(folder))
-        if not found:
-            slicer.util.warningDisplay(
-                _("No scans were found in {folder}. DICOM scans are loaded in the DICOM module.").format(folder=folder)
-            )
-        self._add(found)
+        self._add(scansIn(Path(folder)) or tellNoScans(Path(folder)))
 
     def _add(self, paths: list[Path]) -> None:
-        failed = [path.name for path in paths if self.logic.loadScan(path) is None]
+        failed = self._load(paths)
         if failed:
             slicer.util.warningDisplay(
                 _("These files could not be read as scans: {names}").format(names=", ".join(failed))
             )
         self.refresh()
+
+    def _load(self, paths: list[Path]) -> list[str]:
+        """→ names of the files that are no scans. Of many files with a window that can be called off."""
+        if len(paths) < 2:
+            return [path.name for path in paths if self.logic.loadScan(path) is None]
+        failed, window = [], slicer.util.createProgressDialog(windowTitle=_("Add scans"), maximum=len(paths))
+        try:
+            for number, path in enumerate(paths):
+                window.labelText, window.value = path.name, number
+                slicer.app.processEvents()
+                if window.wasCanceled:
+                    break
+                if self.logic.loadScan(path) is None:
+                    failed.append(path.name)
+        finally:
+            window.close()
+        return failed
 
     def onLabel(self) -> None:
         scan = self.selectedScan()
@@ -233,6 +251,13 @@ def chooseScans(title: str) -> list[Path]:
     patterns = " ".join(f"*{suffix}" for suffix in SUFFIXES)
     kinds = _("Scans ({patterns})").format(patterns=patterns)
     return [Path(path) for path in qt.QFileDialog.getOpenFileNames(slicer.util.mainWindow(), title, "", kinds)]
+
+
+def tellNoScans(folder: Path) -> list[Path]:
+    """Say that there are none → none."""
+    text = _("No scans were found in {folder}. DICOM scans are loaded in the DICOM module.")
+    slicer.util.warningDisplay(text.format(folder=folder))
+    return []
 
 
 def scansIn(folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from GenSegSlicerLib.RunController import State
 
 MINUTES = {"quick": 5, "standard": 30, "thorough": 120}
 MOST_FAULTS = 12  # told in a message box
+CLOUDS = ("OneDrive", "iCloud", "Dropbox", "GoogleDrive", "Nextcloud", "ownCloud")
 FOLDER_SETTING, PYTHON_SETTING = "GenSegSlicer/OutputFolder", "GenSegSlicer/Python"
 
 
@@ -197,11 +198,12 @@ class TrainPanel:
         return f"{words}, {left}" if left else words
 
     def showLog(self) -> None:
-        """The log, while it is unfolded."""
-        if self.ui.logCollapsibleButton.collapsed:
+        """The log, while it is unfolded; it stands still while the user reads further up."""
+        edit, bar = self.ui.logTextEdit, self.ui.logTextEdit.verticalScrollBar()
+        text = "\n".join(self.logic.work.controller.progress.log)
+        if self.ui.logCollapsibleButton.collapsed or text == edit.plainText or bar.value < bar.maximum:
             return
-        self.ui.logTextEdit.plainText = "\n".join(self.logic.work.controller.progress.log)
-        bar = self.ui.logTextEdit.verticalScrollBar()
+        edit.plainText = text
         bar.value = bar.maximum
 
 
@@ -220,9 +222,25 @@ def chosenPython() -> str:
 
 
 def defaultFolder() -> str:
-    """Where results go until the user says otherwise: the folder last chosen, else one among the documents."""
-    chosen = slicer.app.userSettings().value(FOLDER_SETTING, "")
-    if chosen:
-        return str(chosen)
-    documents = qt.QStandardPaths.writableLocation(qt.QStandardPaths.DocumentsLocation)
-    return str(Path(documents or Path.home()) / "GenSegSlicer")
+    """Where results go until the user says otherwise: the folder last chosen, else one beside the user's documents.
+
+    Not among them: many computers copy documents to a cloud, and results come with copies of the scans.
+    """
+    return str(slicer.app.userSettings().value(FOLDER_SETTING, "") or Path.home() / "GenSegSlicer")
+
+
+def mayCopyTo(folder: str) -> bool:
+    """Ask, where the copies of the scans would go into a folder that some cloud copies."""
+    path = str(Path(folder).expanduser())
+    cloud = next((name for name in CLOUDS if name.lower() in path.lower().replace(" ", "")), None)
+    text = _(
+        "{cloud} copies the folder for results to its servers, and the scans of the study would go with it:\n"
+        "{folder}\n\nContinue with this folder all the same?"
+    )
+    return cloud is None or slicer.util.confirmOkCancelDisplay(text.format(cloud=cloud, folder=path))
+
+
+def isPossible(folder: str) -> bool:
+    """Whether results can go there: the scene may come from another computer."""
+    path = Path(folder).expanduser()
+    return bool(folder) and path.is_absolute() and (path.is_dir() or path.parent.is_dir())
