@@ -1,5 +1,6 @@
 """The doctor says what is true of the machine it runs on."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from genseg import doctor
+from genseg import doctor, versions
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "0"}
 
@@ -48,10 +49,33 @@ def test_main_memory_is_what_the_kernel_says_unless_a_container_allows_less():
 
 
 def test_a_missing_library_makes_the_machine_unusable_and_is_named(monkeypatch):
-    monkeypatch.setattr(doctor, "LIBRARIES", ["numpy", "no-such-library"])
+    monkeypatch.setattr(versions, "LIBRARIES", {"numpy": "numpy", "no-such-library": "no_such_library"})
     seen = doctor.diagnose()
     assert not seen.usable
     assert any("no-such-library" in finding.meaning for finding in seen.findings if finding.level == "problem")
+
+
+def test_a_library_without_a_record_of_its_installation_is_there_all_the_same(monkeypatch):
+    told = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "SimpleITK":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return told(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert versions.library_versions()["SimpleITK"] == ""
+    (libraries,) = [finding for finding in doctor.diagnose().findings if finding.name == "Libraries"]
+    assert libraries.level == "good" and "SimpleITK, " in libraries.value
+
+
+def test_apples_gpu_is_listed_but_nothing_says_that_training_takes_it_by_itself(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(doctor, "bf16_speedup", lambda device: None)
+    seen = doctor.diagnose()
+    assert [device.id for device in seen.devices] == ["cpu", "mps"] and seen.recommended_device == "cpu"
+    assert not any("this GPU" in finding.meaning for finding in seen.findings)
 
 
 def test_a_torch_that_does_not_load_is_reported_and_not_raised(tmp_path):

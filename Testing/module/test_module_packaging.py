@@ -1,5 +1,6 @@
 """What a user gets by installing the extension: every file, nothing else, and it works from there alone."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -115,6 +116,39 @@ def test_the_program_runs_from_the_installed_tree(package, tmp_path):
     done = runInstalled(package, tmp_path, "-m", "genseg", "--version", python=python)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("genseg ")
+
+
+# Slicer's Python: the extension has no record of its installation there, nor Slicer's own SimpleITK, and no nibabel.
+AS_IN_SLICER = """
+import importlib.metadata, runpy, sys
+told = importlib.metadata.version
+def version(name):
+    if name in ("genseg", "nibabel", "SimpleITK"):
+        raise importlib.metadata.PackageNotFoundError(name)
+    return told(name)
+importlib.metadata.version = version
+sys.modules["nibabel"] = None
+runpy.run_module("genseg", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_gets_to_its_end_in_the_installed_tree_with_what_slicers_python_has(package, tmp_path, data):
+    source = data / "hippocampus"
+    whole = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
+    cases = [{key: str(source / case[key]) for key in ("image", "label")} for case in whole["training"][:3]]
+    study = {"name": "small", "labels": whole["labels"], "training": cases[:2], "test": cases[2:], "unlabeled": []}
+    (tmp_path / "dataset.json").write_text(json.dumps(study), encoding="utf-8")
+    python, arguments = (
+        backendPython(),
+        ("train", str(tmp_path), "--out", "run", "--iterations", "2", "--device", "cpu"),
+    )
+    done = runInstalled(package, tmp_path, "-c", AS_IN_SLICER, *arguments, "--method", "supervised", python=python)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run/done").exists() and (tmp_path / "run/report.html").exists()
+    assert json.loads((tmp_path / "run/settings.json").read_text())["versions"]["SimpleITK"] == "not told"
+    doctor = runInstalled(package, tmp_path, "-c", AS_IN_SLICER, "doctor", "--json", python=python)
+    assert [f["level"] for f in json.loads(doctor.stdout)["findings"] if f["name"] == "Libraries"] == ["good"]
 
 
 def test_every_self_test_is_registered_with_ctest(package):

@@ -1,7 +1,6 @@
 """`genseg doctor`: can this machine train, on what, and how well, in plain words."""
 
 import ctypes
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -15,7 +14,8 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.text import Text
 
-LIBRARIES = ["torch", "monai", "numpy", "SimpleITK", "scikit-image", "safetensors", "pydantic", "typer", "rich"]
+from genseg.versions import library_versions
+
 GIB = 2**30
 _ENOUGH_MEMORY, _ENOUGH_DISK, _LEAST_DISK = 6 * GIB, 5 * GIB, 1 * GIB
 Level = Literal["good", "note", "problem"]
@@ -109,17 +109,6 @@ def processor_name() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def library_versions() -> dict[str, str | None]:
-    """Installed version by distribution name; None where it is missing."""
-    found: dict[str, str | None] = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
 def bf16_speedup(device: str) -> float | None:
     """How many times as fast a 3D convolution runs in bf16 as in float32; None where bf16 does not run."""
     import torch
@@ -151,9 +140,9 @@ def _devices() -> list[Device]:
     for index in range(torch.cuda.device_count()):
         card_free, card_total = torch.cuda.mem_get_info(index)
         kinds.append((f"cuda:{index}", torch.cuda.get_device_name(index), card_total, card_free))
-    if torch.backends.mps.is_available():
-        kinds.append(("mps", "Apple GPU", total, free))
     kinds.append(("cpu", processor_name(), total, free))
+    if torch.backends.mps.is_available():  # last, because it is taken only by name: see find_device
+        kinds.append(("mps", "Apple GPU", total, free))
     found = []
     for device, name, device_total, device_free in kinds:
         speedup = bf16_speedup(device)
@@ -176,10 +165,10 @@ def _size(number: int) -> str:
 
 def _library_findings(versions: dict[str, str | None]) -> list[Finding]:
     missing = [name for name, version in versions.items() if version is None]
-    value = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    value = ", ".join(f"{name} {version}".strip() for name, version in versions.items() if version is not None)
     if not missing:
         return [Finding(name="Libraries", level="good", value=value)]
-    meaning = f"Missing: {', '.join(missing)}. Install with: pip install genseg"
+    meaning = f"Missing: {', '.join(missing)}. In Slicer the module's button installs them, elsewhere pip install does."
     return [Finding(name="Libraries", level="problem", value=value, meaning=meaning)]
 
 

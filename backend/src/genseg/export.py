@@ -1,7 +1,6 @@
 """Export a model as a MONAI bundle: what MONAI, MONAI Label and other programs run without our package."""
 
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from genseg.plan import Plan
 from genseg.runfolder import RunFolder, replacing, write_json
 from genseg.settings import Settings
 from genseg.study import Study
+from genseg.versions import version_of
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 BUNDLE_VERSION = "1.0.0"
@@ -110,7 +110,9 @@ def metadata(plan: Plan, study: Study, settings: Settings) -> dict[str, Any]:
 
 
 def _required_packages(plan: Plan) -> dict[str, str]:
-    return {name: version(name) for name in ["safetensors", "nibabel" if plan.physical else "pillow"]}
+    """What the bundle needs beside MONAI. Its reader of images need not be installed where the bundle is written."""
+    reader, tested = ("nibabel", "5.3.0") if plan.physical else ("pillow", "11.0.0")
+    return {"safetensors": version_of("safetensors") or "0.5.0", reader: version_of(reader) or tested}
 
 
 def _kind(plan: Plan) -> str:

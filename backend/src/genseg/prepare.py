@@ -4,12 +4,12 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
 
+from genseg import __version__
 from genseg.cases import Case, Study, draw
 from genseg.check import check_study
 from genseg.device import Device, find_device
@@ -22,6 +22,7 @@ from genseg.preprocess import WorkingCase, colours_of, label_to_working_grid, to
 from genseg.runfolder import RunFolder
 from genseg.settings import Settings
 from genseg.study import read_study
+from genseg.versions import version_of
 
 NEEDED_MB = 500  # for checkpoints, synthetic pairs, model and report
 T = TypeVar("T")
@@ -110,6 +111,6 @@ def _read(case: Case, study: Study) -> tuple[Scan, np.ndarray]:
 
 def versions() -> dict[str, str]:
     """Of everything that decides the result."""
-    names = ["genseg", "torch", "monai", "numpy", "SimpleITK", "scikit-image", "safetensors"]
-    found = {name: version(name) for name in names}
-    return {"python": platform.python_version(), "system": platform.platform(), "cores": str(os.cpu_count())} | found
+    machine = {"python": platform.python_version(), "system": platform.platform(), "cores": str(os.cpu_count())}
+    names = ["torch", "monai", "numpy", "SimpleITK", "scikit-image", "safetensors"]
+    return machine | {"genseg": __version__} | {name: version_of(name) or "not told" for name in names}
