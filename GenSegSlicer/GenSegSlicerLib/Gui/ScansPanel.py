@@ -87,8 +87,9 @@ class ScansPanel(VTKObservationMixin):
         self._filling = True
         try:
             self.ui.scansTable.setRowCount(len(self._rows))
+            masks = _masks()
             for row, scan in enumerate(self._rows):
-                self._fillRow(row, scan)
+                self._fillRow(row, scan, masks)
                 if scan.volumeNode.GetID() == selectedId:
                     self.ui.scansTable.selectRow(row)
         finally:
@@ -103,40 +104,30 @@ class ScansPanel(VTKObservationMixin):
         boxes = (table.cellWidget(row, column) for row in range(table.rowCount) for column in (ROLE, MASK))
         return any(box is not None and box.view().visible for box in boxes)
 
-    def _fillRow(self, row: int, scan) -> None:
+    def _fillRow(self, row: int, scan, masks: list[tuple]) -> None:
         table = self.ui.scansTable
         for column, text in ((NAME, scan.name), (STATE, scan.state)):
             item = qt.QTableWidgetItem(text)
             item.setToolTip(text)
             table.setItem(row, column, item)
-        combo = qt.QComboBox()
-        for role, text, more in _roleTexts():
-            combo.addItem(text, role.value)
-            combo.setItemData(combo.count - 1, more, qt.Qt.ToolTipRole)
-        combo.setCurrentIndex(combo.findData(scan.role.value))
-        combo.connect("activated(int)", lambda index, node=scan.volumeNode, box=combo: self._setRole(node, box))
-        table.setCellWidget(row, ROLE, combo)
-        table.setCellWidget(row, MASK, self._masks(scan))
-
-    def _masks(self, scan):
-        """The scan's own segmentation, to be chosen among those of the scene: labels may have come from elsewhere."""
-        combo = qt.QComboBox()
-        combo.addItem("–", "")
-        for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
-            if not node.GetHideFromEditors() and not isPrediction(node) and not node.GetAttribute(GALLERY):
-                combo.addItem(node.GetName(), node.GetID())
         own = scan.segmentationNode.GetID() if scan.segmentationNode is not None else ""
-        combo.setCurrentIndex(max(0, combo.findData(own)))
-        combo.connect("activated(int)", lambda index, node=scan.volumeNode, box=combo: self._setMask(node, box))
-        return combo
+        for column, choices, chosen in ((ROLE, _roleTexts(), scan.role.value), (MASK, masks, own)):
+            combo = table.cellWidget(row, column)
+            if combo is None:
+                combo = qt.QComboBox()
+                combo.connect("activated(int)", lambda index, at=(row, column), box=combo: self._onChosen(*at, box))
+                table.setCellWidget(row, column, combo)
+            _offer(combo, choices, chosen)
 
-    def _setMask(self, volumeNode, combo) -> None:
-        segmentation = slicer.mrmlScene.GetNodeByID(combo.currentData) if combo.currentData else None
-        self.logic.session.scans.setSegmentation(volumeNode, segmentation)
-        self._later.start()  # not now: the box that was clicked is replaced by it
-
-    def _setRole(self, volumeNode, combo) -> None:
-        self.logic.session.scans.setRole(volumeNode, combo.currentData)
+    def _onChosen(self, row: int, column: int, combo) -> None:
+        """A use or a segmentation was chosen for the scan of this row."""
+        if row >= len(self._rows):
+            return
+        scans, volumeNode = self.logic.session.scans, self._rows[row].volumeNode
+        if column == ROLE:
+            scans.setRole(volumeNode, combo.currentData)
+        else:
+            scans.setSegmentation(volumeNode, slicer.mrmlScene.GetNodeByID(combo.currentData or "none"))
         self._later.start()
 
     def _tell(self) -> None:
@@ -268,9 +259,27 @@ def scansIn(folder: Path) -> list[Path]:
 
 
 def _roleTexts() -> list[tuple]:
+    """(value, text, explanation) of each use."""
     return [
-        (Role.LABELLED, _("Labeled"), _("Its segmentation is what the model learns from.")),
-        (Role.SEGMENT, _("To segment"), _("The model draws its mask.")),
-        (Role.TEST, _("Test"), _("The model is measured on it and never learns from it.")),
-        (Role.IGNORE, _("Ignore"), _("Nothing is done with it.")),
+        (Role.LABELLED.value, _("Labeled"), _("Its segmentation is what the model learns from.")),
+        (Role.SEGMENT.value, _("To segment"), _("The model draws its mask.")),
+        (Role.TEST.value, _("Test"), _("The model is measured on it and never learns from it.")),
+        (Role.IGNORE.value, _("Ignore"), _("Nothing is done with it.")),
     ]
+
+
+def _masks() -> list[tuple]:
+    """(id, name, name) of each segmentation that may be a scan's own: labels may have come from elsewhere."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    own = [n for n in nodes if not (n.GetHideFromEditors() or isPrediction(n) or n.GetAttribute(GALLERY))]
+    return [("", "–", _("None")), *((node.GetID(), node.GetName(), node.GetName()) for node in own)]
+
+
+def _offer(combo, choices: list[tuple], chosen: str) -> None:
+    """Bring a box to these (value, text, explanation); it is filled again only where they are others."""
+    if [(combo.itemData(i), combo.itemText(i)) for i in range(combo.count)] != [choice[:2] for choice in choices]:
+        combo.clear()
+        for value, text, more in choices:
+            combo.addItem(text, value)
+            combo.setItemData(combo.count - 1, more, qt.Qt.ToolTipRole)
+    combo.setCurrentIndex(max(0, combo.findData(chosen)))

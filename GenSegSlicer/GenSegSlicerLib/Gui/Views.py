@@ -71,7 +71,7 @@ def showPair(gallery, pair, nodesOfCase) -> None:
         node.RotateToVolumePlane(volume)
         widget.sliceController().fitSliceToBackground()
         if position is not None:
-            node.JumpSliceByCentering(*position)
+            node.JumpSliceByOffsetting(*position)  # the whole picture stays in sight
 
 
 def _hideOthers(segmentationNode) -> None:

@@ -55,6 +55,5 @@ class Exclusions:
         first = max([step, *(entry["from_step"] for entry in self.record)])
         self.record.append({"from_step": first, "pairs": wish})
         write_json(self.run.exclusions, self.record)
-        self.log.warn(
-            "excluded", f"From step {first} on {len(wish)} kinds of synthetic pairs are left out, as you asked."
-        )
+        kinds = "1 kind" if len(wish) == 1 else f"{len(wish) or 'no'} kinds"
+        self.log.warn("excluded", f"Left out from step {first} on, as you asked: {kinds} of synthetic pairs.")
