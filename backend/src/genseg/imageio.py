@@ -22,13 +22,13 @@ from genseg.imagefile import (
 )
 from genseg.labels import LabelTable
 from genseg.runfolder import replacing
-from genseg.segnrrd import segment_names, segment_values, segmentation_metadata
+from genseg.segnrrd import segment_values, segmentation_metadata
 from genseg.wording import times
 
 __all__ = [
     "DICOM_SUFFIXES", "MANY_FRAMES", "PHOTO_SUFFIXES", "SUFFIXES", "Geometry", "Scan", "UnusableImage",
-    "grid_difference", "not_finite", "read_label", "read_label_names", "read_label_values", "read_scan",
-    "stem_of", "suffix_of", "write_image", "write_label",
+    "grid_difference", "not_finite", "read_label", "read_label_values", "read_scan",
+    "stem_of", "suffix_of", "value_counts", "write_image", "write_label",
 ]  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def read_label(path: Path, table: LabelTable) -> tuple[np.ndarray, Geometry]:
     stand in the table the names decide, else the values. Raises UnusableImage, also for unknown values.
     """
     values, geometry = read_label_values(path, table)
-    present = _present(values)
+    present, _ = value_counts(values)
     unknown = table.unknown_values(present)
     if unknown:
         shown = ", ".join(str(v) for v in unknown[:10]) + (", …" if len(unknown) > 10 else "")
@@ -222,12 +222,13 @@ def _one_layer(layers: list[np.ndarray], path: Path) -> np.ndarray:
     )
 
 
-def _present(values: np.ndarray) -> np.ndarray:
-    """The distinct values, ascending; without sorting millions of voxels where the range is small."""
+def value_counts(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct values, ascending, and their counts; without sorting millions of voxels where the range is small."""
     low, high = int(values.min()), int(values.max())
     if high - low > 2**16:
-        return np.unique(values)
-    return np.flatnonzero(np.bincount((values.astype(np.int64) - low).ravel())) + low
+        return np.unique(values, return_counts=True)
+    counts = np.bincount((values.astype(np.int64) - low).ravel())
+    return np.flatnonzero(counts) + low, counts[counts > 0]
 
 
 def grid_difference(a: Geometry, b: Geometry) -> str | None:
@@ -346,10 +347,3 @@ def _channels(image: sitk.Image, geometry: Geometry, alpha_dropped: bool) -> lis
         array = array.take(0, axis=2 - geometry.thin)
     kept = components - 1 if alpha_dropped and components in (2, 4) else components
     return [array[..., c] for c in range(kept)]
-
-
-def read_label_names(path: Path) -> dict[int, str]:
-    """{value: name} of the structures that occur in a mask: its segment names, or "label N". Raises UnusableImage."""
-    values, _ = read_label_values(path)
-    names = segment_names(load(path).volumes[0]) if suffix_of(path) == ".seg.nrrd" else {}
-    return {int(v): names.get(int(v), f"label {v}") for v in _present(values) if v != 0}

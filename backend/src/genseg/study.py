@@ -8,15 +8,15 @@ from typing import Any
 from genseg.cases import Case, Study, draw
 from genseg.check import StudyFacts, check_disk, check_study, find_faults
 from genseg.errors import Fault, InputFaults
-from genseg.imagefile import SUFFIXES, UnusableImage, stem_of, suffix_of
-from genseg.imageio import read_label_names
+from genseg.imagefile import SUFFIXES, stem_of, suffix_of
 from genseg.labels import LabelTable
-from genseg.labeltable import MOST_LABELS, read_table
+from genseg.labeltable import read_table, table_from_masks
 
 __all__ = ["Case", "Study", "StudyFacts", "check_disk", "check_study", "draw", "read_study"]
 
 _MASK_FOLDERS = ("labels", "masks", "label", "mask", "segmentations")
 _MASK_ENDINGS = ("_mask", "-mask", "_segmentation", "_seg", "-seg", "_label", "-label")
+_OF_THE_TABLE = ("label_table_missing", "bad_label_table", "too_many_labels", "smoothed_mask")
 _EXAMPLE = '{"labels": {"0": "background", "1": "tumour"}, "training": [{"image": "a.nii.gz", "label": "a_m.nii.gz"}]}'
 
 
@@ -32,7 +32,7 @@ def read_study(path: Path) -> Study:
     if not faults and study is not None:
         return study
     of_files = find_faults(study, judge_whole=False) if study is not None else []
-    if any(fault.code in ("label_table_missing", "bad_label_table") for fault in faults):
+    if any(fault.code in _OF_THE_TABLE for fault in faults):
         of_files = [fault for fault in of_files if fault.code != "unknown_label_value"]  # only its consequence
     raise InputFaults(faults + of_files)
 
@@ -86,7 +86,7 @@ class _Reader:
     def _study(self, content: dict[str, Any], training: list[Case], unlabeled: list[Case], test: list[Case]) -> Study:
         table = read_table(content.get("labels"), self.faults)
         if table is not None and not table.structures:  # only the background is named: the masks decide
-            table = self._table_from_masks([case.label for case in training + test if case.label is not None])
+            table = table_from_masks([case.label for case in training + test if case.label is not None], self.faults)
         channels = content.get("channel_names") or content.get("modality") or {}
         names = (
             list(channels.values()) if isinstance(channels, dict) else channels if isinstance(channels, list) else []
@@ -225,7 +225,7 @@ class _Reader:
         cases = [Case(id=stem_of(p), images=[p], label=labels.pop(stem_of(p).lower(), None)) for p in _scans(images)]
         for path in labels.values():
             self._label_without_image(path, images.name)
-        table = self._table_from_masks([case.label for case in cases if case.label is not None])
+        table = table_from_masks([case.label for case in cases if case.label is not None], self.faults)
         return Study(
             name=self.root.name,
             labels=table,
@@ -256,29 +256,6 @@ class _Reader:
             f"Every mask needs its scan, but none in `{images}` has its name.",
             "Add the scan under the same name, or take the mask away.",
         )
-
-    def _table_from_masks(self, masks: list[Path]) -> LabelTable:
-        """The values that occur in the masks, named after their segments or "label N"."""
-        names: dict[int, str] = {}
-        for path in masks:
-            try:
-                found = read_label_names(path)
-            except UnusableImage:
-                continue  # check_study reports it with its case
-            for value, name in found.items():
-                if name not in names.values() and name != f"label {value}":
-                    names[value if value not in names else max(names) + 1] = name
-                elif name == f"label {value}":
-                    names.setdefault(value, name)
-        if len(names) > MOST_LABELS:
-            self.fault(
-                "too_many_labels",
-                "study",
-                f"The masks hold {len(names)} different values; they look like photos and not like masks.",
-                "Save masks as PNG, NRRD or NIfTI with one value a structure, or give the values in a dataset.json.",
-            )
-            return LabelTable.from_names({})
-        return LabelTable.from_names(names)
 
 
 def _scans(folder: Path) -> list[Path]:
