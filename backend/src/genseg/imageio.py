@@ -157,8 +157,8 @@ def not_finite(scan: Scan) -> UnusableImage:
 def read_label(path: Path, table: LabelTable) -> tuple[np.ndarray, Geometry]:
     """Read a label map as table indices [*spatial], oriented as `Scan.array`, with the grid of its file.
 
-    Grey masks saved as RGB(A) are taken as grey. In a Slicer segmentation (.seg.nrrd) whose segment names all
-    stand in the table the names decide, else the values. Raises UnusableImage, also for unknown values.
+    Grey masks saved as RGB(A) are taken as grey. In a Slicer segmentation (.seg.nrrd) the segment names decide, or
+    the values where all names are Slicer's own (Segment_1 …). Raises UnusableImage, also for unknown names or values.
     """
     values, geometry = read_label_values(path, table)
     present, _ = value_counts(values)
@@ -198,7 +198,7 @@ def read_label_values(path: Path, table: LabelTable | None = None) -> tuple[np.n
                 "Resample masks with nearest neighbour, or export the segmentation to a label map.",
             )
         values = whole.astype(np.int64)
-    mapping = segment_values(volume, table) if table is not None else {}
+    mapping = segment_values(volume, values, table) if table is not None else {}
     renumbered = values.astype(np.int64) if mapping else values
     for old, new in mapping.items():
         renumbered[values == old] = new

@@ -10,7 +10,7 @@ from genseg.errors import Fault
 from genseg.imagefile import UnusableImage, load, suffix_of
 from genseg.imageio import read_label_values, value_counts
 from genseg.labels import LabelTable
-from genseg.segnrrd import segment_names
+from genseg.segnrrd import same_name, segment_names
 
 _EXAMPLE = 'Write for example "labels": {"0": "background", "1": "tumour"}.'
 
@@ -105,7 +105,7 @@ def table_from_masks(masks: list[Path], faults: list[Fault]) -> LabelTable:
             name = found.get(value, f"label {value}")
             if name == f"label {value}":
                 names.setdefault(value, name)
-            elif name not in names.values():
+            elif same_name(name) not in map(same_name, names.values()):
                 names[value if value not in names else max(names) + 1] = name
     if len(names) > MOST_LABELS:
         rule = f"The masks hold {len(names)} different values; they look like photos and not like masks."

@@ -1,8 +1,15 @@
 """The metadata of a Slicer segmentation file (.seg.nrrd): one layer, one number a segment."""
 
+import re
+from collections.abc import Iterable
+
+import numpy as np
 import SimpleITK as sitk
 
+from genseg.imagefile import UnusableImage
 from genseg.labels import LabelTable
+
+_UNNAMED = re.compile(r"(Segment|Label)_\d+")  # what Slicer calls new segments and those of a label map
 
 # What Slicer itself gives a segment nobody has classified.
 _TISSUE = (
@@ -47,13 +54,34 @@ def segment_names(image: sitk.Image) -> dict[int, str]:
     return names
 
 
-def segment_values(image: sitk.Image, table: LabelTable) -> dict[int, int]:
-    """{value in the file: value in the table} by segment names, where the table knows every name; else empty.
+def same_name(name: str) -> str:
+    """What must be equal in two names of one structure: neither case nor blanks count."""
+    return " ".join(name.split()).casefold()
 
-    Slicer numbers segments by their order, so the same structure can have another number in each file.
+
+def segment_values(image: sitk.Image, voxels: np.ndarray, table: LabelTable) -> dict[int, int]:
+    """{value in the file: value in the table} of the segments that occur in `voxels`, by their names.
+
+    Slicer numbers segments by their order, so the same structure can have another number in each file. Empty, so
+    that the file's values count, where nobody has named the segments. Raises UnusableImage for names not in the table.
     """
-    by_name = {" ".join(label.name.split()): label.value for label in table.structures}
-    names = {value: " ".join(name.split()) for value, name in segment_names(image).items()}
-    if not names or any(name not in by_name for name in names.values()):
+    by_name = {same_name(label.name): label.value for label in table.structures}
+    by_name |= {label.name: label.value for label in table.structures}  # two may differ in case only
+    names = {value: name for value, name in segment_names(image).items() if np.any(voxels == value)}
+    values = {value: by_name.get(name, by_name.get(same_name(name))) for value, name in names.items()}
+    known = {value: found for value, found in values.items() if found is not None}
+    if len(known) == len(names):
+        return known
+    if all(_UNNAMED.fullmatch(name) for name in names.values()):
         return {}
-    return {value: by_name[name] for value, name in names.items()}
+    raise UnusableImage(
+        "segment_names",
+        f"Segments must have the names of the label table ({_listed(label.name for label in table.structures)}), but "
+        f"these are called {_listed(names.values())}.",
+        "Rename the segments, for example in Slicer's Segment Editor, or correct `labels` in dataset.json.",
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = [f"'{name}'" for name in names]
+    return ", ".join(shown[:20]) + (", …" if len(shown) > 20 else "")
