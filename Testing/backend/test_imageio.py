@@ -149,62 +149,6 @@ def test_standard_slices_stand_as_a_radiologist_sees_them(mask: sitk.Image, code
     np.testing.assert_array_equal(indices, sitk.GetArrayFromImage(stored)[0])
 
 
-def dicom_series(volume: sitk.Image, folder: Path, kept: list[int] | None = None, uid: str = "1.2.826.1") -> Path:
-    """Write axial slices of a volume as a DICOM series."""
-    folder.mkdir(exist_ok=True)
-    volume = sitk.Cast(volume, sitk.sitkInt16)
-    direction = volume.GetDirection()
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for i in kept if kept is not None else range(volume.GetSize()[2]):
-        plane = volume[:, :, i]
-        position = volume.TransformIndexToPhysicalPoint((0, 0, i))
-        for key, value in {
-            "0008|0060": "MR",
-            "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
-            "0008|0018": f"{uid}.{i + 1}",
-            "0020|000d": "1.2.826.2",
-            "0020|000e": uid,
-            "0020|0013": str(i + 1),
-            "0018|0050": str(volume.GetSpacing()[2]),
-            "0020|0032": "\\".join(map(str, position)),
-            "0020|0037": "\\".join(str(direction[k]) for k in (0, 3, 6, 1, 4, 7)),
-        }.items():
-            plane.SetMetaData(key, value)
-        plane.SetSpacing(volume.GetSpacing()[:2])
-        writer.SetFileName(str(folder / f"{uid}.{i:03d}.dcm"))
-        writer.Execute(plane)
-    return folder
-
-
-def test_a_dicom_series_is_read_as_its_volume_in_space(volume: sitk.Image, tmp_path: Path) -> None:
-    scan = read_scan([dicom_series(volume, tmp_path / "Sérié 1")])
-    expected = read_scan([save(sitk.Cast(volume, sitk.sitkInt16), tmp_path / "v.nrrd")])
-    np.testing.assert_array_equal(scan.array, expected.array)
-    assert grid_difference(scan.geometry, expected.geometry) is None and scan.geometry.physical
-
-
-def test_a_single_dicom_file_is_a_2d_scan(volume: sitk.Image, tmp_path: Path) -> None:
-    volume = sitk.DICOMOrient(volume, "LPS")
-    folder = dicom_series(volume, tmp_path / "one", kept=[9])
-    for source in (folder, next(folder.iterdir())):
-        scan = read_scan([source])
-        np.testing.assert_array_equal(scan.array[0], sitk.GetArrayFromImage(sitk.Cast(volume, sitk.sitkInt16))[9])
-        assert scan.dims == 2 and scan.spacing == pytest.approx((1.3, 0.7))
-
-
-def test_a_dicom_folder_with_missing_slices_or_two_series_or_none_is_refused(
-    volume: sitk.Image, tmp_path: Path
-) -> None:
-    gap = dicom_series(volume, tmp_path / "gap", kept=[1, 2, 3, 6, 7])
-    two = dicom_series(volume, dicom_series(volume, tmp_path / "two", [1, 2]), [4, 5], uid="1.2.826.9")
-    (tmp_path / "none").mkdir()
-    for folder, code in ((gap, "missing_slices"), (two, "dicom_series"), (tmp_path / "none", "dicom_series")):
-        with pytest.raises(UnusableImage) as caught:
-            read_scan([folder])
-        assert caught.value.code == code
-
-
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".PNG"])
 def test_photos_have_no_physical_size_and_lose_their_alpha(data: Path, suffix: str, tmp_path: Path) -> None:
     photo = sorted((data / "isic2017" / "images").iterdir())[0]

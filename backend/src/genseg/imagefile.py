@@ -17,6 +17,7 @@ PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", *DICOM_SUFFIXES, *PHOTO_SUFFIXES)
 MANY_FRAMES = 16  # beyond that a fourth axis is taken for time and never for channels
+STRAIGHT = 0.002  # sine of the angle by which slices may be stacked aslant: rounded numbers in the header, no gantry
 
 _COMPLETE = "Copy or export the file again from where it came from."
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's C++ warnings would end up between the events
@@ -109,10 +110,16 @@ def _load_series(folder: Path) -> sitk.Image:
         reader.MetaDataDictionaryArrayUpdateOn()
         image = reader.Execute()
     if image.GetDimension() == 3 and all(reader.HasMetaDataKey(i, "0020|0032") for i in range(len(names))):
-        _check_slice_distances(
-            np.array([reader.GetMetaData(i, "0020|0032").split("\\") for i in range(len(names))], float), folder
-        )
+        positions = np.array([_numbers(reader.GetMetaData(i, "0020|0032")) for i in range(len(names))])
+        _check_slice_distances(positions, folder)
+        if reader.HasMetaDataKey(0, "0020|0037"):
+            _check_straight(positions, _numbers(reader.GetMetaData(0, "0020|0037")), folder)
     return image
+
+
+def _numbers(text: str) -> list[float]:
+    """A DICOM element with several decimal numbers."""
+    return [float(number) for number in text.split("\\")]
 
 
 def _check_slice_distances(positions: np.ndarray, folder: Path) -> None:
@@ -127,6 +134,17 @@ def _check_slice_distances(positions: np.ndarray, folder: Path) -> None:
         )
 
 
+def _check_straight(positions: np.ndarray, orientation: list[float], folder: Path) -> None:
+    """positions [slices, 3] in mm; slices must be stacked at a right angle to their rows and columns.
+
+    `orientation`: the direction cosines of both. The reader would pass over the angle without a word.
+    """
+    normal = np.cross(orientation[:3], orientation[3:])
+    stacked = positions[-1] - positions[0]
+    if np.linalg.norm(np.cross(stacked, normal)) > STRAIGHT * np.linalg.norm(stacked):
+        raise _sheared(folder)
+
+
 def _unstacked(image: sitk.Image, path: Path) -> list[sitk.Image]:
     size = image.GetSize()
     steps = int(np.prod(size[3:]))
@@ -139,15 +157,19 @@ def _unstacked(image: sitk.Image, path: Path) -> list[sitk.Image]:
     return [image[:, :, :, i] for i in range(steps)]
 
 
+def _sheared(path: Path) -> UnusableImage:
+    return UnusableImage(
+        "sheared_geometry",
+        f"The axes of a scan must be perpendicular, but those of {path.name} are sheared (tilted gantry).",
+        "Open it in Slicer, harden its transform or resample it, and save it again.",
+    )
+
+
 def _explained(path: Path, error: Exception) -> UnusableImage:
     """What the reading library says → what the user can do."""
     text = str(error)
     if "orthonormal" in text:
-        return UnusableImage(
-            "sheared_geometry",
-            f"The axes of a scan must be perpendicular, but those of {path.name} are sheared (tilted gantry).",
-            "Open it in Slicer, harden its transform or resample it, and save it again.",
-        )
+        return _sheared(path)
     if "MemoryError" in text or "allocate memory" in text:
         return UnusableImage("too_large", f"{path.name} does not fit into memory.", "Close other programs or crop it.")
     if isinstance(error, PermissionError):
