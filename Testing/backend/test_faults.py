@@ -274,6 +274,13 @@ def test_volumes_and_photos_in_one_study_are_reported(small_study: MakeStudy) ->
     assert fault.code == "mixed_dimensions" and photos.id() in fault.rule
 
 
+def test_photos_and_images_with_a_physical_size_in_one_study_are_reported(small_study: MakeStudy) -> None:
+    study = small_study("busi")
+    as_format(study, ".nrrd")
+    fault = only_fault(study)
+    assert fault.code == "physical_size" and "first" in fault.rule
+
+
 def test_a_constant_image_is_reported(small_study: MakeStudy) -> None:
     study = small_study()
     change(study.image(), lambda a: np.full_like(a, 17))
@@ -340,23 +347,6 @@ def test_a_missing_or_ambiguous_label_table_is_reported(small_study: MakeStudy, 
     study.content["labels"] = labels
     fault = only_fault(study)
     assert (fault.code, fault.case) == (code, "study") and words in fault.rule
-
-
-def test_a_key_given_twice_in_the_json_is_reported(small_study: MakeStudy) -> None:
-    study = small_study()
-    text = (study.write() / "dataset.json").read_text()
-    (study.folder / "dataset.json").write_text(text.replace('"2": ', '"1": "other", "2": '))
-    with pytest.raises(InputFaults) as caught:
-        read_study(study.folder)
-    assert [f.code for f in caught.value.faults] == ["duplicate_key"]
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "\x00"])
-def test_a_broken_dataset_json_is_reported(tmp_path: Path, text: str) -> None:
-    (tmp_path / "dataset.json").write_text(text)
-    with pytest.raises(InputFaults) as caught:
-        read_study(tmp_path)
-    assert [f.code for f in caught.value.faults] == ["bad_json"]
 
 
 @pytest.mark.parametrize("entry", [7, {}, {"image": []}, {"image": 3}, {"image": "a.png", "label": ["b", "c"]}])

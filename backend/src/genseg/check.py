@@ -301,6 +301,22 @@ def _unlike_the_others(findings: list[_Finding]) -> Iterator[Fault]:
             f"{len(planes)} images ({_some([finding.case.id for finding in fewer])}).",
             "Make two studies of them.",
         )
+    else:
+        yield from _with_and_without_size(readable)
+
+
+def _with_and_without_size(readable: list[_Finding]) -> Iterator[Fault]:
+    """A model works in mm or in pixels: photos and medical images of the same kind do not go together."""
+    sized = [finding.case.id for finding in readable if finding.facts and finding.facts.physical]
+    unsized = [finding.case.id for finding in readable if finding.facts and not finding.facts.physical]
+    if sized and unsized:
+        yield Fault(
+            "physical_size",
+            "study",
+            f"All images must have a physical size or none, but {len(sized)} have one and {len(unsized)} have none "
+            f"({_some(min(sized, unsized, key=len))}).",
+            "Save all in one kind of format (medical formats carry the size, photos do not), or make two studies.",
+        )
 
 
 def _notes(table: LabelTable, facts: list[CaseFacts]) -> Iterator[str]:
