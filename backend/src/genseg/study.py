@@ -14,6 +14,8 @@ from genseg.labeltable import read_table, table_from_masks
 
 __all__ = ["Case", "Study", "StudyFacts", "check_disk", "check_study", "draw", "read_study"]
 
+_SPLITS = ("training", "validation", "unlabeled", "test")
+_LISTS = "`training`, `unlabeled` and `test`"
 _MASK_FOLDERS = ("labels", "masks", "label", "mask", "segmentations")
 _MASK_ENDINGS = ("_mask", "-mask", "_segmentation", "_seg", "-seg", "_label", "-label")
 _OF_THE_TABLE = ("label_table_missing", "bad_label_table", "too_many_labels", "smoothed_mask")
@@ -56,7 +58,9 @@ class _Reader:
             content = self._json(file)
             if content is None:
                 return None
-            listed = any(isinstance(content.get(split), list) for split in ("training", "test", "unlabeled"))
+            if "unlabelled" in content and "unlabeled" not in content:
+                content["unlabeled"] = content.pop("unlabelled")
+            listed = any(isinstance(content.get(split), list) for split in _SPLITS)
             nnunet = not listed and ("channel_names" in content or (self.root / "imagesTr").is_dir())
             return self._nnunet(content) if nnunet else self._datalist(content)
         return self._pair_of_folders()
@@ -105,8 +109,15 @@ class _Reader:
 
     def _datalist(self, content: dict[str, Any]) -> Study:
         """`validation` cases, where a MONAI list has them, count as training: the backend rotates its own folds."""
+        for key in sorted(key for key in content if key not in _SPLITS and _holds_cases(content[key])):
+            self.fault(
+                "unknown_list",
+                "study",
+                f"Cases stand under {_LISTS}, but dataset.json lists some under '{key}'.",
+                f"Rename '{key}' to what these cases are for, or take it out.",
+            )
         lists = {}
-        for split in ("training", "validation", "unlabeled", "test"):
+        for split in _SPLITS:
             entries = content.get(split, [])
             if not isinstance(entries, list):
                 self.fault("bad_entry", "study", f"'{split}' must be a list of cases.", f"Write it as {_EXAMPLE}.")
@@ -256,6 +267,15 @@ class _Reader:
             f"Every mask needs its scan, but none in `{images}` has its name.",
             "Add the scan under the same name, or take the mask away.",
         )
+
+
+def _holds_cases(content: Any) -> bool:
+    """A list of entries with an image, or of the names of image files."""
+    entries = content if isinstance(content, list) else []
+    return any(
+        "image" in entry if isinstance(entry, dict) else isinstance(entry, str) and suffix_of(Path(entry)) != ""
+        for entry in entries
+    )
 
 
 def _scans(folder: Path) -> list[Path]:
