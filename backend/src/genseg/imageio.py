@@ -64,6 +64,11 @@ class Geometry:
         return None if self.orientation is None else "LPS" if self.thin in (None, 2) else "LPI"
 
     @property
+    def turned(self) -> bool:
+        """Do the array's axes have another order or direction than those of the file?"""
+        return self.orientation != self.canonical
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Spatial shape of the oriented array."""
         return tuple(int(n) for n in self._arranged(self.size))
@@ -82,7 +87,7 @@ class Geometry:
 
     def oriented(self, image: sitk.Image) -> sitk.Image:
         """`image` (of this geometry) in the canonical orientation; exact, axes are only swapped and flipped."""
-        return image if self.orientation == self.canonical else sitk.DICOMOrient(image, self.canonical)
+        return sitk.DICOMOrient(image, self.canonical) if self.turned else image
 
 
 def _patient_axis(letter: str) -> int:
@@ -240,8 +245,8 @@ def grid_difference(a: Geometry, b: Geometry) -> str | None:
     if a.shape != b.shape:
         return f"{times(a.shape)} voxels instead of {times(b.shape)}"
     if not (a.physical and b.physical):
-        turned = any(g.physical and g.orientation != g.canonical for g in (a, b))
-        return "a photo does not say how it lies in this scan" if turned and a.physical != b.physical else None
+        unlike = (a.orientation is None) != (b.orientation is None)
+        return "a photo does not say how it lies in this scan" if unlike and (a.turned or b.turned) else None
     if not np.allclose(a.array_spacing, b.array_spacing, rtol=1e-3, atol=0):
         return f"spacing {times(a.array_spacing)} mm instead of {times(b.array_spacing)} mm"
     if len(a.size) != len(b.size):
@@ -308,21 +313,21 @@ def _write(image: sitk.Image, path: Path) -> None:
 
 
 def _to_image(array: np.ndarray, geometry: Geometry, path: Path) -> sitk.Image:
-    """[C, *spatial] in the oriented grid → image on the file's own grid; a plane for photo formats."""
+    """[C, *spatial] in the oriented grid → image on the file's own grid; for photo formats the plane of its pixels."""
     if array.shape[1:] != geometry.shape:
         raise ValueError(f"array of shape {array.shape[1:]} does not fit the grid {geometry.shape}")
     thin = geometry.thin
-    flat = thin is not None and suffix_of(path) in PHOTO_SUFFIXES
-    if thin is not None and not flat:
+    if thin is not None:
         array = np.expand_dims(array, axis=1 + (2 - thin))
     vector = len(array) > 1
     image = sitk.GetImageFromArray(np.moveaxis(array, 0, -1) if vector else array[0], isVector=vector)
-    if flat:
-        return image
-    if geometry.orientation is not None and geometry.orientation != geometry.canonical:
+    if geometry.turned:
         orient = sitk.DICOMOrientImageFilter()
         image.SetDirection(orient.GetDirectionCosinesFromOrientation(geometry.canonical))
         image = sitk.DICOMOrient(image, geometry.orientation)
+    if thin is not None and geometry.orientation is not None and suffix_of(path) in PHOTO_SUFFIXES:
+        axis = [_patient_axis(letter) for letter in geometry.orientation].index(thin)
+        return sitk.GetImageFromArray(sitk.GetArrayFromImage(image).take(0, axis=2 - axis), isVector=vector)
     image.SetSpacing(geometry.spacing)
     image.SetOrigin(geometry.origin)
     image.SetDirection(geometry.direction)

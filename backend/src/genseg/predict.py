@@ -117,7 +117,8 @@ def _predict_case(
 
 def _default_formats(scan: Scan, table: LabelTable) -> Sequence[str]:
     """Photos stay photos where their label values fit; everything else opens in Slicer with names and colours."""
-    return (".png",) if not scan.geometry.physical and _fits_png(scan, table) else (".seg.nrrd",)
+    photo = not scan.geometry.physical and not scan.geometry.turned
+    return (".png",) if photo and _fits_png(scan, table) else (".seg.nrrd",)
 
 
 def _fits_png(scan: Scan, table: LabelTable) -> bool:
