@@ -8,6 +8,8 @@ import SimpleITK as sitk
 
 from genseg.imageio import UnusableImage, grid_difference, read_scan
 
+_PIXEL_SPACING, _UNKNOWN = b"\x28\x00\x30\x00", b"\x28\x00\x35\x00"  # DICOM elements
+
 
 @pytest.fixture
 def volume(data: Path) -> sitk.Image:
@@ -88,3 +90,24 @@ def test_a_series_taken_with_a_tilted_gantry_is_refused(
     with pytest.raises(UnusableImage) as caught:
         read_scan([folder])
     assert caught.value.code == "sheared_geometry"
+
+
+def test_an_image_without_a_pixel_size_has_none_in_its_folder_either(volume: sitk.Image, tmp_path: Path) -> None:
+    folder = dicom_series(volume, tmp_path / "capture", kept=[9])
+    file = next(folder.iterdir())
+    assert read_scan([folder]).geometry.physical
+    file.write_bytes(file.read_bytes().replace(_PIXEL_SPACING, _UNKNOWN))
+    assert [read_scan([source]).geometry.physical for source in (file, folder)] == [False, False]
+
+
+@pytest.mark.parametrize("kept", [[9], [9, 10, 11]])
+def test_images_in_which_the_highest_value_is_black_are_inverted_alone_and_in_a_series(
+    volume: sitk.Image, tmp_path: Path, kept: list[int]
+) -> None:
+    folder = dicom_series(volume, tmp_path / "inverted", kept)
+    plain = read_scan([folder]).array
+    for file in folder.iterdir():
+        one = read_scan([file]).array
+        file.write_bytes(file.read_bytes().replace(b"MONOCHROME2", b"MONOCHROME1"))
+        np.testing.assert_array_equal(read_scan([file]).array, -1 - one)  # of 16 bits
+    np.testing.assert_array_equal(read_scan([folder]).array, -1 - plain)

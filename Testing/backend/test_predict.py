@@ -196,6 +196,15 @@ def test_a_dicom_series_is_one_case_and_is_read_whole(tmp_path, hippocampus):
     assert sitk.ReadImage(str(tmp_path / "out/series 7.seg.nrrd")).GetSize() == volume_size(SCANS[0])
 
 
+def test_a_folder_of_series_gives_a_case_for_each_beside_its_images(tmp_path):
+    for name in ("patient 1", "patient 2"):
+        dicom_series(tmp_path / name, case(SCANS[0]).images[0])
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "old.nii.gz").touch()
+    (tmp_path / "scan.nii.gz").touch()
+    assert [found.id for found in collect_images([tmp_path])] == ["patient 1", "patient 2", "scan"]
+
+
 def volume_size(name: str) -> tuple[int, ...]:
     return sitk.ReadImage(str(case(name).images[0])).GetSize()
 

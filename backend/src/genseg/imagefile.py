@@ -54,10 +54,14 @@ class Loaded:
 
 
 def load(path: Path) -> Loaded:
-    """Read an image file or a DICOM folder. Raises UnusableImage."""
+    """Read an image file or a DICOM folder; the reader inverts DICOM images whose highest value is black (MONOCHROME1).
+
+    Raises UnusableImage.
+    """
     try:
         if path.is_dir():
-            return Loaded([_load_series(path)])
+            image, physical = _load_series(path)
+            return Loaded([image], physical)
         if not path.exists():
             raise UnusableImage(
                 "missing_file", f"The file {path} does not exist.", "Put it there, or correct its path in the study."
@@ -83,13 +87,11 @@ def _load_file(path: Path) -> tuple[sitk.Image, bool]:
         return image, False
     if not reader.HasMetaDataKey("0008|0060"):  # no modality: no DICOM
         return image, True
-    if reader.HasMetaDataKey("0028|0004") and reader.GetMetaData("0028|0004").strip() == "MONOCHROME1":
-        image = sitk.InvertIntensity(image, float(np.sum(sitk.MinimumMaximum(image))))  # black and white swapped
     physical = any(reader.HasMetaDataKey(key) for key in ("0028|0030", "0018|1164")) or image.GetSize()[-1] > 1
     return image, physical
 
 
-def _load_series(folder: Path) -> sitk.Image:
+def _load_series(folder: Path) -> tuple[sitk.Image, bool]:
     finder = sitk.ImageSeriesReader()
     with _silenced():
         series = finder.GetGDCMSeriesIDs(str(folder))
@@ -104,7 +106,7 @@ def _load_series(folder: Path) -> sitk.Image:
     with _silenced():
         names = finder.GetGDCMSeriesFileNames(str(folder), series[0])
         if len(names) == 1:
-            return _load_file(Path(names[0]))[0]
+            return _load_file(Path(names[0]))
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames(names)
         reader.MetaDataDictionaryArrayUpdateOn()
@@ -114,7 +116,7 @@ def _load_series(folder: Path) -> sitk.Image:
         _check_slice_distances(positions, folder)
         if reader.HasMetaDataKey(0, "0020|0037"):
             _check_straight(positions, _numbers(reader.GetMetaData(0, "0020|0037")), folder)
-    return image
+    return image, True
 
 
 def _numbers(text: str) -> list[float]:

@@ -208,10 +208,10 @@ def by_files(folder: Path, table: LabelTable) -> Callable[[Case], tuple[np.ndarr
 def collect_images(paths: list[Path], channels: int = 1) -> list[Case]:
     """Image files, folders of images and DICOM series → one case each, in order of name, with absolute paths.
 
-    A folder with DICOM files in it is one case; other folders give a case for each image directly inside them,
-    segmentations (.seg.nrrd) left out. For a model with several `channels`, volumes that differ only in nnU-Net's
-    channel number (_0000, _0001 …) are one case. The id is the file's (folder's) name without suffixes.
-    Raises InputFaults with every path that is missing or holds no image, and every id that occurs twice.
+    A folder with DICOM files in it is one case; other folders give a case for each image and each folder of DICOM files
+    directly inside them, segmentations (.seg.nrrd) left out. For a model with several `channels`, volumes that differ
+    only in nnU-Net's channel number (_0000, _0001 …) are one case. The id is the file's (folder's) name without
+    suffixes. Raises InputFaults with every path that is missing or holds no image, and every id that occurs twice.
     """
     cases: list[Case] = []
     faults: list[Fault] = []
@@ -240,10 +240,19 @@ def _found_cases(path: Path) -> list[Case]:
         return [Case(id=stem_of(path), images=[path])]
     if not path.is_dir():
         return []
-    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-    if any(suffix_of(file) in DICOM_SUFFIXES or (not suffix_of(file) and _is_dicom(file)) for file in files):
+    if _is_series(path):
         return [Case(id=path.name, images=[path])]
-    return [Case(id=stem_of(file), images=[file]) for file in files if suffix_of(file) not in ("", ".seg.nrrd")]
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    return [
+        Case(id=entry.name if entry.is_dir() else stem_of(entry), images=[entry])
+        for entry in entries
+        if (_is_series(entry) if entry.is_dir() else suffix_of(entry) not in ("", ".seg.nrrd"))
+    ]
+
+
+def _is_series(folder: Path) -> bool:
+    files = (file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    return any(suffix_of(file) in DICOM_SUFFIXES or (not suffix_of(file) and _is_dicom(file)) for file in files)
 
 
 def _is_dicom(file: Path) -> bool:
