@@ -3,9 +3,11 @@
 import hashlib
 import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,13 +17,14 @@ from pydantic import BaseModel
 
 from genseg.cases import Case, Study
 from genseg.errors import Fault, InputFaults
-from genseg.imagefile import UnusableImage
+from genseg.imagefile import UnusableImage, announced_voxels
 from genseg.imageio import Scan, grid_difference, not_finite, read_label, read_scan
 from genseg.labels import LabelTable
 from genseg.wording import times
 
 Split = Literal["training", "unlabeled", "test"]
 _SPLITS: tuple[Split, ...] = ("training", "unlabeled", "test")
+MOST_VOXELS = 400_000_000  # read at a time, of scans and masks; that takes about 4 GB
 _FORBIDDEN = set('<>:"/\\|?*')
 
 
@@ -57,6 +60,10 @@ class _Finding:
     facts: CaseFacts | None = None
     digest: bytes | None = None  # of the voxels: finds the same image under another name
     from_volume: bool = False  # a 2D scan that is one slice of a 3D file
+
+    @property
+    def files(self) -> list[Path]:
+        return [*self.case.images, *([self.case.label] if self.case.label else [])]
 
     def fault(self, code: str, rule: str, remedy: str) -> None:
         self.faults.append(Fault(code, self.case.id, rule, remedy))
@@ -104,9 +111,34 @@ def check_disk(folder: Path, needed_mb: float) -> list[Fault]:
 
 def _read_all(study: Study) -> list[_Finding]:
     findings = [_Finding(case, split) for split in _SPLITS for case in getattr(study, split)]
+    room = _Room()
+
+    def read(finding: _Finding) -> None:
+        with room.taken(sum(announced_voxels(path) for path in finding.files)):
+            _read(finding, study)
+
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(lambda finding: _read(finding, study), findings))
+        list(pool.map(read, findings))
     return findings
+
+
+class _Room:
+    """Room for MOST_VOXELS at a time, whatever the number of threads; what is larger goes alone."""
+
+    def __init__(self) -> None:
+        self._changed, self._voxels = threading.Condition(), 0
+
+    @contextmanager
+    def taken(self, voxels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._voxels == 0 or self._voxels + voxels <= MOST_VOXELS)
+            self._voxels += voxels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._voxels -= voxels
+                self._changed.notify_all()
 
 
 def _all_faults(study: Study, findings: list[_Finding], judge_whole: bool) -> list[Fault]:
@@ -129,8 +161,7 @@ def _all_faults(study: Study, findings: list[_Finding], judge_whole: bool) -> li
 
 def _read(finding: _Finding, study: Study) -> None:
     case, scan = finding.case, None
-    files = [*case.images, *([case.label] if case.label else [])]
-    missing = [path for path in files if not path.exists()]
+    missing = [path for path in finding.files if not path.exists()]
     for path in missing:
         finding.fault(
             "missing_file", f"The file {path} does not exist.", "Put it there, or correct its path in the study."

@@ -74,6 +74,19 @@ def load(path: Path) -> Loaded:
     return Loaded(volumes, physical, bad_voxels)
 
 
+def announced_voxels(path: Path) -> int:
+    """Voxels of all channels by the header of a file or of a DICOM folder's first file; 0 where it cannot be read."""
+    reader = sitk.ImageFileReader()
+    try:
+        files = [file for file in path.iterdir() if not file.name.startswith(".")] if path.is_dir() else [path]
+        reader.SetFileName(str(min(files)))
+        with _silenced():
+            reader.ReadImageInformation()
+    except (RuntimeError, OSError, ValueError):  # ValueError: an empty folder
+        return 0
+    return len(files) * int(np.prod(reader.GetSize())) * reader.GetNumberOfComponents()
+
+
 def _load_file(path: Path) -> tuple[sitk.Image, bool]:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
