@@ -105,7 +105,9 @@ class Curves:
         for node in self._tagged(lambda value: value.startswith(f"series {group.key} ")):
             if node.GetID() not in kept:
                 self.scene.RemoveNode(node)
-        return self._chart(group, series)
+        chart = self._chart(group, series)
+        _frame(chart, [points for _words, points in lines.values()], group.bounds)
+        return chart
 
     def _chart(self, group, series):
         chart = self._node("vtkMRMLPlotChartNode", f"chart {group.key}")
@@ -123,9 +125,6 @@ class Curves:
         chart.SetAxisTitleFontSize(12)
         chart.SetLegendFontSize(12 if len(series) < 6 else 9)  # a long legend would hide the lines
         chart.SetGridVisibility(True)
-        if group.bounds is not None:
-            chart.SetYAxisRangeAuto(False)
-            chart.SetYAxisRange(*group.bounds)
         chart.RemoveAllPlotSeriesNodeIDs()
         for nodeId in wanted:
             chart.AddAndObservePlotSeriesNodeID(nodeId)
@@ -153,6 +152,19 @@ class Curves:
     def _removeGroup(self, key):
         for node in self._tagged(lambda value: key in value.split()[:2]):
             self.scene.RemoveNode(node)
+
+
+def _frame(chart, lines, bounds):
+    """Axes from the first step to the last: a view that is open does not widen them by itself when points come."""
+    values = np.concatenate([points[:, 1] for points in lines])
+    low, high = bounds or (float(values.min()), float(values.max()))
+    margin = 0.0 if bounds else 0.05 * (high - low) or 0.5
+    change = chart.StartModify()
+    chart.SetXAxisRangeAuto(False)
+    chart.SetXAxisRange(0.0, max(1.0, max(float(points[-1, 0]) for points in lines)))
+    chart.SetYAxisRangeAuto(False)
+    chart.SetYAxisRange(low - margin, high + margin)
+    chart.EndModify(change)
 
 
 def _linesOf(group, curves):

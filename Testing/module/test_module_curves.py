@@ -68,11 +68,12 @@ def test_an_update_reuses_every_node_and_tells_the_chart(mrml, curves):
     ids = {node.GetID() for node in tagged(mrml.scene)}
     told = []
     before.AddObserver("AnyEvent", lambda caller, event: told.append(event))
-    curves["dice/validation"].append((64, 0.7))
+    curves["dice/validation"].append((640, 0.7))
     after = keeper.update(curves)["dice"]
     assert after is before and {node.GetID() for node in tagged(mrml.scene)} == ids
-    assert lines(after)["Scans held back for a while"].max(axis=0).tolist() == [64, 0.7]
+    assert lines(after)["Scans held back for a while"].max(axis=0).tolist() == [640, 0.7]
     assert told, "else the plot view would not draw it"
+    assert after.GetXAxisRange() == (0.0, 640.0), "a view that is open would not widen its axis by itself"
 
 
 def test_curves_come_and_go_with_what_the_run_tells(mrml, curves):

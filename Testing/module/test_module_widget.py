@@ -508,6 +508,8 @@ def test_looking_at_a_pair_changes_no_slice_view_for_good_and_shows_one_mask_on_
     run = finished(opened, made(opened, "b"))
     run.scan("a", image.astype(np.float32), mask)
     run.pair(image.astype(np.float32), mask)
+    told = {"event": "metric", "name": "dice/training", "value": 0.5, "time": 1.0}
+    (run.folder / "events.jsonl").write_text("".join(json.dumps(told | {"step": n}) + "\n" for n in (1, 2)))
     manager = slicer.app.layoutManager()
     nodes = {name: manager.sliceWidget(name).mrmlSliceNode() for name in ("Red", "Yellow", "Green")}
     opened.select("a")
@@ -520,9 +522,18 @@ def test_looking_at_a_pair_changes_no_slice_view_for_good_and_shows_one_mask_on_
     seen = [display for display in displays if display.GetVisibility()]
     assert [sum(d.IsDisplayableInView(nodes[view].GetID()) for d in seen) for view in ("Red", "Yellow")] == [1, 1]
     assert not own.GetDisplayNode().GetVisibility()
+    opened.ui.lookCollapsibleButton.collapsed = False
+    opened.click("showCurvesButton")
+    assert {name: node.GetOrientation() for name, node in nodes.items()} == before and redBackground() == "a"
+    assert slicer.app.layoutManager().threeDViewCount == 0
+    assert not [n for n in slicer.util.getNodesByClass("vtkMRMLVolumeNode") if n.GetName().startswith("Synthetic")]
+    opened.ui.resultsCollapsibleButton.collapsed = False
+    opened.ui.resultsTable.selectRow(0)
+    opened.rig.pump()
+    opened.click("showButton")
+    assert slicer.app.layoutManager().threeDViewCount == 1 and redBackground() == "b"
     opened.select("b")
     opened.select("a")
-    assert {name: node.GetOrientation() for name, node in nodes.items()} == before
     assert own.GetDisplayNode().GetVisibility() and own.GetDisplayNode().GetNumberOfViewNodeIDs() == 0
 
 

@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 from GenSegSlicerLib.Faults import StudyFaults
 from GenSegSlicerLib.Gallery import Gallery
 from GenSegSlicerLib.Gui.Pictures import iconOf, show
-from GenSegSlicerLib.Gui.Views import showPair
+from GenSegSlicerLib.Gui.Views import isPairShown, showCurves, showPair
 
 THUMBNAIL = 96  # pixels
 MOMENT = 0.1  # seconds of drawing at a time
@@ -29,6 +29,7 @@ class LookPanel:
         self._undrawn: list[int] = []  # rows without a picture yet
         ui.galleryList.setIconSize(qt.QSize(THUMBNAIL, THUMBNAIL))
         ui.galleryList.connect("itemSelectionChanged()", self.onSelected)
+        ui.galleryList.connect("itemClicked(QListWidgetItem*)", lambda item: self.onClicked())
         ui.excludeButton.connect("clicked()", self.onExclude)
         ui.showCurvesButton.connect("clicked()", self.onShowCurves)
         self.close()
@@ -89,6 +90,11 @@ class LookPanel:
         row = self.ui.galleryList.currentRow
         return self._shown[row] if 0 <= row < len(self._shown) else None
 
+    def onClicked(self) -> None:
+        """The selected pair again, after something else was looked at."""
+        if not isPairShown():
+            self.onSelected()
+
     def onSelected(self) -> None:
         pair = self.selectedPair()
         self._tell()
@@ -143,4 +149,4 @@ class LookPanel:
     def onShowCurves(self) -> None:
         chart = slicer.mrmlScene.GetNodeByID(self.ui.curvesComboBox.currentData or "")
         if chart is not None:
-            slicer.modules.plots.logic().ShowChartInLayout(chart)
+            showCurves(chart)

@@ -151,9 +151,9 @@ class ResultsPanel:
         """Where nothing is selected, the scan that deserves the first look."""
         if self._cases and self.selectedCase() is None and not self.logic.work.controller.active:
             self.ui.resultsTable.selectRow(0)
-            self.onShow()
+            self.onShow(in3D=False)
 
-    def onShow(self) -> None:
+    def onShow(self, in3D: bool = True) -> None:
         if self.selectedCase() is None:
             return
         self.actions.stopLabeling()
@@ -168,7 +168,7 @@ class ResultsPanel:
                 segmentation = self.logic.session.scans.segmentationOf(volume)
             if segmentation is not None:
                 self.logic.session.showSurface(segmentation)
-            showScan(volume, segmentation)
+            showScan(volume, segmentation, in3D)
 
     def _bringSelected(self) -> None:
         """The selected mask with its scan from the files; why not, where that fails."""

@@ -40,6 +40,7 @@ class ScansPanel(VTKObservationMixin):
         ui.labelButton.connect("clicked()", self.onLabel)
         ui.suggestButton.connect("clicked()", self.onSuggest)
         ui.scansTable.connect("itemSelectionChanged()", self.onSelected)
+        ui.scansTable.connect("itemClicked(QTableWidgetItem*)", lambda item: self.onSelected())  # the same once more
         self.addObserver(slicer.mrmlScene, slicer.vtkMRMLScene.NodeAddedEvent, self._onNode)
         self.addObserver(slicer.mrmlScene, slicer.vtkMRMLScene.NodeRemovedEvent, self._onNodeRemoved)
         for event in (slicer.vtkMRMLScene.EndImportEvent, slicer.vtkMRMLScene.EndCloseEvent):

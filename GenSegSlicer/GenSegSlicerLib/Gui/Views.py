@@ -1,19 +1,28 @@
 """What the slice, 3D and plot views show. Without a main window there are no views, and nothing happens."""
 
+import qt
 import slicer
 import vtk
 
+from GenSegSlicerLib.Gallery import Gallery
+
 SIDE_BY_SIDE = slicer.vtkMRMLLayoutNode.SlicerLayoutSideBySideView
-_before: dict = {}  # "layout" before pairs were looked at, and how each slice view was turned
+_before: dict = {}  # before pairs were looked at: "layout", "volume" (id), and how each slice view was "turned"
+_beforeCurves: list[int] = []  # the layout before curves were shown
 _turned: set[str] = set()  # ids of slice views that were turned into the plane of a flat scan
 
 
-def showScan(volumeNode, segmentationNode) -> None:
-    """A scan with its segmentation, and no other segmentation, in all views, centered."""
+def showScan(volumeNode, segmentationNode, in3D: bool = False) -> None:
+    """A scan with its segmentation, and no other segmentation, in all views, centered.
+
+    `in3D`: where curves took the place of the 3D view, it comes back.
+    """
     manager = slicer.app.layoutManager()
     if manager is None:
         return
     _leavePair(manager)
+    if in3D and _beforeCurves and manager.threeDViewCount == 0:
+        _setLayout(manager, _beforeCurves[0])
     _hideOthers(segmentationNode)
     flat = min(volumeNode.GetImageData().GetDimensions()) == 1 if volumeNode.GetImageData() is not None else False
     for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
@@ -29,16 +38,42 @@ def showScan(volumeNode, segmentationNode) -> None:
     slicer.util.resetThreeDViews()
 
 
+def showCurves(chart) -> None:
+    """A chart in a plot view beside the slice views."""
+    manager = slicer.app.layoutManager()
+    if manager is not None:
+        _leavePair(manager)
+        if manager.threeDViewCount > 0:
+            _beforeCurves[:] = [manager.layout]
+    slicer.modules.plots.logic().ShowChartInLayout(chart)
+
+
+def isPairShown() -> bool:
+    return bool(_before)
+
+
 def _leavePair(manager) -> None:
-    """Layout and slice views as they were before a pair was looked at."""
-    if _before and manager.layout == SIDE_BY_SIDE:
-        manager.setLayout(_before["layout"])
-    for nodeId, matrix in _before.get("turned", {}).items():
+    """Views as they were before a pair was looked at; its nodes, far from the scans, go."""
+    if not _before:
+        return
+    Gallery.hide(slicer.mrmlScene)
+    if manager.layout == SIDE_BY_SIDE:
+        _setLayout(manager, _before["layout"])
+    for nodeId, matrix in _before["turned"].items():
         node = slicer.mrmlScene.GetNodeByID(nodeId)
         if node is not None:
             node.GetSliceToRAS().DeepCopy(matrix)
             node.UpdateMatrices()
+    volume = slicer.mrmlScene.GetNodeByID(_before["volume"] or "none")
+    if volume is not None:
+        slicer.util.setSliceViewerLayers(background=volume, fit=True)
     _before.clear()
+
+
+def _setLayout(manager, layout: int) -> None:
+    """The views get their new sizes at once: what is fitted into them afterwards is not cut off."""
+    manager.setLayout(layout)
+    qt.QCoreApplication.processEvents(qt.QEventLoop.ExcludeUserInputEvents)
 
 
 def showPair(gallery, pair, nodesOfCase) -> None:
@@ -48,9 +83,11 @@ def showPair(gallery, pair, nodesOfCase) -> None:
         gallery.show(pair, slicer.mrmlScene, nodesOfCase)
         return
     if not _before:
-        _before.update(layout=manager.layout, turned={})
+        red = manager.sliceWidget("Red")
+        volumeId = red.mrmlSliceCompositeNode().GetBackgroundVolumeID() if red is not None else None
+        _before.update(layout=manager.layout, volume=volumeId, turned={})
     if manager.layout != SIDE_BY_SIDE:
-        manager.setLayout(SIDE_BY_SIDE)
+        _setLayout(manager, SIDE_BY_SIDE)
     _hideOthers(None)
     left, right = (manager.sliceWidget(name) for name in ("Red", "Yellow"))
     for node in (left.mrmlSliceNode(), right.mrmlSliceNode()):
