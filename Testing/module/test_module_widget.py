@@ -677,6 +677,8 @@ def test_from_the_button_to_segmentations_over_a_stop_and_a_restart(labelled, da
     opened.rig.pump()
     assert opened.ui.acceptButton.enabled
 
+    assert opened.ui.runComboBox.count == 2 and opened.ui.runComboBox.currentIndex == 1
+    opened.rig.select(opened.ui.runComboBox, opened.ui.runComboBox.itemText(0))
     opened.rig.answer("Yes", contains=str(run))
     opened.click("removeRunButton")
     assert not run.exists() and not (opened.folder / "studies" / run.name).exists()
