@@ -1,6 +1,7 @@
 """Plans made from real scans: dimensions, working grid, patch, network, normalisation; no special cases."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,6 +96,18 @@ def test_thick_slices_are_told_by_the_spacing_along_any_axis(data, axis):
     plan = make_plan([thick], [label[keep]], study.labels, processor())
     assert (plan.dims, plan.slice_axis) == (2, axis)
     assert plan.spacing[0] == plan.spacing[1]
+
+
+@pytest.mark.parametrize(("spacing", "dims"), [((1.25, 0.7, 0.7), 3), ((0.7, 0.7, 0.7), 2)])
+def test_few_slices_are_called_thick_only_where_the_header_lost_the_spacing(data, spacing, dims):
+    """A heart scan eight times wider than its stack, whose header once knows the slices and once does not."""
+    study = read_study(data / "acdc")
+    case = draw(study, 1, None, 0).training[0]
+    scan, label = read_scan(case.images), read_label(case.label, study.labels)[0]
+    geometry = replace(scan.geometry, spacing=spacing[::-1])
+    plan = make_plan([Scan(scan.array, geometry)], [label], study.labels, processor())
+    assert plan.dims == dims
+    assert any("slices are thick" in note for note in plan.notes) == (dims == 2)
 
 
 @pytest.mark.parametrize("name", ["isic2017", "kvasir"])

@@ -129,6 +129,8 @@ def _thick_slice_axis(spacing: np.ndarray, shape: np.ndarray) -> int | None:
     axis = int(np.argmax(spacing))
     if spacing[axis] / spacing.min() >= THICK_SLICES:
         return axis
+    if not np.allclose(spacing, spacing[0]):
+        return None  # the header knows
     axis = int(np.argmin(shape))
     return axis if np.delete(shape, axis).min() / shape[axis] >= FEW_SLICES else None
 
