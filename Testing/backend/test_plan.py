@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from method_rig import planned, processor
 
 from genseg.cases import draw
@@ -13,7 +14,7 @@ from genseg.device import Device
 from genseg.imageio import Scan, read_label, read_scan
 from genseg.labels import LabelTable
 from genseg.networks import build_segmenter
-from genseg.plan import Plan, make_plan, nominal_spacing
+from genseg.plan import LABEL_SURVIVAL, Plan, _dice_kept, _structures, _survival, make_plan, nominal_spacing
 from genseg.preprocess import _as_stack, from_working_grid, label_to_working_grid, to_working_grid
 from genseg.study import read_study
 
@@ -118,6 +119,41 @@ def test_photographs_with_large_structures_are_coarsened_and_seen_whole(data, na
     scan = read_scan(draw(read_study(data / name), 1, None, 0).training[0].images)
     working = to_working_grid(scan, plan).shape[-2:]
     assert all(patch >= 0.85 * side for patch, side in zip(plan.patch, working, strict=True))
+
+
+def _kept_by_whole_scan(mask: np.ndarray, slice_axis: int | None, factor: float) -> float:
+    """Dice of a structure when the whole scan goes to the coarser grid and back."""
+    stack = mask[None, None] if slice_axis is None else np.moveaxis(mask, slice_axis, 0)[:, None]
+    there = torch.from_numpy(stack).float()
+    small = [max(1, round(n / factor)) for n in there.shape[2:]]
+    coarse = F.interpolate(there, small, mode="area")
+    back = F.interpolate(coarse, there.shape[2:], mode="bilinear" if there.ndim == 4 else "trilinear") > 0.5
+    return float(2 * (back & (there > 0.5)).sum() / (back.sum() + there.sum()))
+
+
+@pytest.mark.parametrize(
+    ("name", "slice_axis"), [("hippocampus", None), ("acdc", 0), ("isic2017", None), ("drive", None)]
+)
+def test_what_structures_keep_is_computed_around_them_as_if_for_the_whole_scan(data, name, slice_axis):
+    study = read_study(data / name)
+    case = draw(study, 1, None, 0).training[0]
+    label = read_label(case.label, study.labels)[0]
+    for (place,) in _structures([label]):
+        for factor in (1.25, 2.0, 3.0, 6.0):
+            wanted = _kept_by_whole_scan(label == place[1], slice_axis, factor)
+            assert _dice_kept(*place, slice_axis, factor) == pytest.approx(wanted, abs=2e-3)
+
+
+def test_planning_ends_at_the_first_structure_that_does_not_survive(monkeypatch):
+    """A volume of many structures, in which a thin one is lost at the first factor."""
+    label = np.zeros((64, 128, 128), np.uint8)
+    for k in range(16):
+        label[:, 32 * (k // 4) : 32 * (k // 4) + 30, 32 * (k % 4) : 32 * (k % 4) + 30] = k + 2
+    label[10, 10:12, 10:12] = 1
+    looked_at = []
+    monkeypatch.setattr("genseg.plan._dice_kept", lambda *given: looked_at.append(given[1]) or _dice_kept(*given))
+    assert _survival(_structures([label] * 8), None, 1.25) < LABEL_SURVIVAL
+    assert looked_at == [1, 1, 1], "the smallest structure first, in three volumes"
 
 
 @pytest.mark.parametrize("name", ["drive", "chase_db1"])

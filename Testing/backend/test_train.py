@@ -24,9 +24,10 @@ from typer.testing import CliRunner
 
 from genseg import events, profiling
 from genseg.cli import app
-from genseg.errors import EXIT_OK, EXIT_STOPPED, RunFailed
+from genseg.errors import EXIT_OK, EXIT_STOPPED, InputFaults, RunFailed
 from genseg.evaluate import evaluate_run
 from genseg.inference import Predictor
+from genseg.prepare import prepare
 from genseg.runfolder import RunFolder, read_json
 from genseg.settings import Settings
 from genseg.study import Study, read_study
@@ -287,6 +288,21 @@ def test_a_folder_that_cannot_be_made_is_named_and_is_nothing_unexpected(tiny, t
     said = " ".join(done.stderr.split())
     assert done.returncode == 1 and "cannot be used" in said and "Choose another folder" in said
     assert "should not" not in said and (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_run_says_that_it_reads_the_scans_before_it_checks_and_plans(tiny, tmp_path, monkeypatch):
+    """On large scans that takes minutes."""
+    heard: list[events.Event] = []
+
+    def check_study(*given):
+        assert [(event.event, event.phase, event.step, event.total) for event in heard] == [
+            ("progress", "prepare", 0, 2)
+        ]
+        raise InputFaults([])
+
+    monkeypatch.setattr("genseg.prepare.check_study", check_study)
+    with pytest.raises(InputFaults):
+        prepare(Settings(dataset=tiny, out=tmp_path / "run", device="cpu"), events.EventLog([heard.append]))
 
 
 def test_a_damaged_scan_leaves_no_run_folder_and_no_part_of_one(data, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel
+from scipy.ndimage import find_objects
 
 from genseg.device import Device
 from genseg.imageio import Scan
@@ -18,6 +19,7 @@ from genseg.runfolder import read_json, write_json
 THICK_SLICES = 3.0  # spacing ratio from which a volume is a stack of slices and not a block of tissue
 FEW_SLICES = 8.0  # the same, told by the voxel counts where the header has lost the spacing
 LABEL_SURVIVAL = 0.95  # Dice that every structure must keep when brought to the working grid and back
+SURVIVAL_SCANS = {2: 8, 3: 3}  # images and volumes in which that is looked at, for each structure
 CT_DARKEST = (-3100.0, -500.0)  # HU
 NARROWEST_WINDOW = 50.0  # HU; where the structures' own values span less, the window is that of soft tissue
 SOFT_TISSUE = (-200.0, 300.0)  # HU
@@ -25,6 +27,8 @@ SIDES = ("left", "right", "links", "rechts", "l", "r")
 MARGIN = 1.2  # the scans still to come may be larger than the few labelled ones
 SMALL = 64.0  # voxels along the longest side, up to which four levels suffice and rounding up to 16 costs most
 COARSENING = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+
+_Place = tuple[np.ndarray, int, tuple[slice, ...]]  # index map of a scan, a structure's index, its bounding box
 
 
 class Normalisation(BaseModel):
@@ -86,7 +90,7 @@ def make_plan(scans: list[Scan], labels: list[np.ndarray], table: LabelTable, de
         spacing[kept],
         np.array([np.array(s.array.shape[1:])[kept] * sp[kept] for s, sp in zip(scans, spacings, strict=True)]),
     )
-    factor = _coarsening(shapes / spacing, labels, len(table), slice_axis, device.patch_voxels(dims), notes)
+    factor = _coarsening(shapes / spacing, labels, slice_axis, device.patch_voxels(dims), notes)
     working = spacing * factor
     patch = _patch(shapes / working, device.patch_voxels(dims), MARGIN if physical else 1.0)
     filters = _filters(patch, dims, device)
@@ -136,12 +140,12 @@ def _thick_slice_axis(spacing: np.ndarray, shape: np.ndarray) -> int | None:
 
 
 def _coarsening(
-    shapes: np.ndarray, labels: list[np.ndarray], classes: int, slice_axis: int | None, voxels: int, notes: list[str]
+    shapes: np.ndarray, labels: list[np.ndarray], slice_axis: int | None, voxels: int, notes: list[str]
 ) -> float:
     """The mildest factor at which a whole scan fits a patch, as long as every structure survives it."""
-    chosen = 1.0
+    chosen, structures = 1.0, _structures(labels)
     for factor in COARSENING:
-        survival = _survival(labels[:8], classes, slice_axis, factor)
+        survival = _survival(structures, slice_axis, factor)
         if survival < LABEL_SURVIVAL:
             notes.append(
                 f"The finest structures allow a {chosen:g} x coarser grid, not {factor:g} x (they would keep a Dice "
@@ -154,21 +158,55 @@ def _coarsening(
     return chosen
 
 
-def _survival(labels: list[np.ndarray], classes: int, slice_axis: int | None, factor: float) -> float:
-    """Worst structure's mean Dice after the way to a `factor` times coarser grid and back."""
-    if factor == 1.0:
-        return 1.0
-    scores: dict[int, list[float]] = {}
+def _structures(labels: list[np.ndarray]) -> list[list[_Place]]:
+    """Where each structure lies in some of the scans; the smallest structure first, which is lost most easily."""
+    places: dict[int, list[_Place]] = {}
     for label in labels:
-        stack = np.moveaxis(label, slice_axis, 0)[:, None] if slice_axis is not None else label[None, None]
-        for index in np.unique(label[label > 0]) if classes > 1 else []:
-            mask = torch.from_numpy((stack == index).astype(np.float32))
-            mode = "bilinear" if mask.ndim == 4 else "trilinear"
-            small = [max(1, round(n / factor)) for n in mask.shape[2:]]
-            back = F.interpolate(F.interpolate(mask, small, mode="area"), mask.shape[2:], mode=mode) > 0.5
-            overlap = 2 * (back & (mask > 0.5)).sum() / (back.sum() + mask.sum())
-            scores.setdefault(int(index), []).append(float(overlap))
-    return min(float(np.mean(values)) for values in scores.values())
+        for index, box in enumerate(find_objects(label), start=1):
+            if box is not None and len(places.setdefault(index, [])) < SURVIVAL_SCANS[label.ndim]:
+                places[index].append((label, index, box))
+    return sorted(places.values(), key=lambda found: math.prod(part.stop - part.start for part in found[0][2]))
+
+
+def _survival(structures: list[list[_Place]], slice_axis: int | None, factor: float) -> float:
+    """Mean Dice of the worst structure after the way to a `factor` times coarser grid and back.
+
+    The first structure that does not survive ends the search.
+    """
+    worst = 1.0
+    for places in structures if factor > 1 else []:
+        worst = min(worst, float(np.mean([_dice_kept(*place, slice_axis, factor) for place in places])))
+        if worst < LABEL_SURVIVAL:
+            break
+    return worst
+
+
+def _dice_kept(label: np.ndarray, index: int, box: tuple[slice, ...], slice_axis: int | None, factor: float) -> float:
+    """As if the whole scan took the way, but only the surroundings of the structure are computed."""
+    margin = math.ceil(factor)
+    box = tuple(
+        slice(max(0, part.start - margin), min(size, part.stop + margin))
+        for part, size in zip(box, label.shape, strict=True)
+    )
+    mask = torch.from_numpy(label[box] == index)
+    ways = [
+        None if axis == slice_axis else _way(size, part, factor)
+        for axis, (size, part) in enumerate(zip(label.shape, box, strict=True))
+    ]
+    soft = mask.float()
+    for step in (0, 1):
+        for way in ways:  # each contracts the first axis and appends its own, so that in the end all are in order
+            soft = soft.movedim(0, -1) if way is None else torch.tensordot(soft, way[step], ([0], [0]))
+    back = soft > 0.5
+    return float(2 * (back & mask).sum() / (back.sum() + mask.sum()))
+
+
+def _way(size: int, part: slice, factor: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """One axis there by areas and back linearly, as matrices [part, coarse] and [coarse, part]."""
+    there = F.interpolate(torch.eye(size)[part, None], max(1, round(size / factor)), mode="area")[:, 0]
+    touched = there.any(0)
+    back = F.interpolate(torch.eye(there.shape[1])[touched, None], size, mode="linear")[:, 0, part]
+    return there[:, touched], back
 
 
 def _patch(shapes: np.ndarray, voxels: int, margin: float) -> list[int]:

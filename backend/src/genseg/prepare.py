@@ -44,6 +44,7 @@ def prepare(settings: Settings, log: EventLog) -> Prepared:
     """For a new run. Raises InputFaults with every fault of the study."""
     device = find_device(settings.device)
     study = draw(read_study(settings.dataset), settings.labelled, settings.unlabelled, settings.seed)
+    log.emit(Progress(phase="prepare", step=0, total=len(study.training)))  # checking and planning may take minutes
     for note in check_study(study, settings.out, NEEDED_MB).notes:
         log.warn("study_note", note)
     return load(study, None, device, log)
