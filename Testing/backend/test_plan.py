@@ -156,6 +156,47 @@ def test_planning_ends_at_the_first_structure_that_does_not_survive(monkeypatch)
     assert looked_at == [1, 1, 1], "the smallest structure first, in three volumes"
 
 
+@pytest.mark.parametrize("times", [4, 8])
+def test_a_radiograph_is_seen_whole_at_any_resolution(data, times):
+    """The same chest at 1024 and 2048 pixels gets the working image that it has at 256."""
+    study = read_study(data / "shenzhen")
+    case = draw(study, 1, None, 0).training[0]
+    scan, label = read_scan(case.images), read_label(case.label, study.labels)[0]
+    large = Scan(scan.array.repeat(times, 1).repeat(times, 2), scan.geometry)
+    usual = make_plan([scan], [label], study.labels, processor())
+    plan = make_plan([large], [label.repeat(times, 0).repeat(times, 1)], study.labels, processor())
+    assert plan.patch == usual.patch
+    assert plan.spacing == pytest.approx([times * s for s in usual.spacing])
+    assert not any("only" in note for note in plan.notes)
+
+
+def test_a_large_ct_is_coarsened_until_it_is_seen_whole(torso):
+    """A torso of 366 x 404 x 180 voxels, one large organ, and what the processor's patch shows of it."""
+    scans, labels, _ = torso
+    times = [round(n / m) for n, m in zip((192, 384, 384), labels[0].shape, strict=True)]
+    organ = max(range(1, 256), key=lambda k: np.count_nonzero(labels[0] == k))
+    array, label = scans[0].array, (labels[0] == organ).astype(np.uint8)
+    for axis, n in enumerate(times):
+        array, label = array.repeat(n, axis + 1), label.repeat(n, axis)
+    plan = make_plan([Scan(array, scans[0].geometry)], [label], LabelTable.from_names({1: "organ"}), processor())
+    seen = math.prod(p * s for p, s in zip(plan.patch, plan.spacing, strict=True))
+    whole = math.prod(n * s for n, s in zip(label.shape, scans[0].spacing, strict=True))
+    assert plan.spacing[0] / scans[0].spacing[0] > 4 and seen > 0.8 * whole
+
+
+def test_a_patch_that_shows_little_of_a_scan_is_told_with_a_remedy(data):
+    """Four eyes side by side: their vessels allow no coarser grid, and a patch shows about one part in eighty."""
+    study = read_study(data / "drive")
+    case = draw(study, 1, None, 0).training[0]
+    scan, label = read_scan(case.images), read_label(case.label, study.labels)[0]
+    plan = make_plan(
+        [Scan(np.tile(scan.array, (1, 2, 2)), scan.geometry)], [np.tile(label, (2, 2))], study.labels, processor()
+    )
+    (note,) = [note for note in plan.notes if "patch shows only" in note]
+    assert "1.2 %" in note and "crop" in note
+    assert not any("patch shows" in note for note in plan_of(data, "drive").notes)
+
+
 @pytest.mark.parametrize("name", ["drive", "chase_db1"])
 def test_vessels_keep_their_grid(data, name):
     plan = plan_of(data, name)

@@ -26,7 +26,8 @@ SOFT_TISSUE = (-200.0, 300.0)  # HU
 SIDES = ("left", "right", "links", "rechts", "l", "r")
 MARGIN = 1.2  # the scans still to come may be larger than the few labelled ones
 SMALL = 64.0  # voxels along the longest side, up to which four levels suffice and rounding up to 16 costs most
-COARSENING = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+COARSENING = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
+LITTLE = 0.03  # share of a scan from which on a patch shows enough of it
 
 _Place = tuple[np.ndarray, int, tuple[slice, ...]]  # index map of a scan, a structure's index, its bounding box
 
@@ -93,6 +94,7 @@ def make_plan(scans: list[Scan], labels: list[np.ndarray], table: LabelTable, de
     factor = _coarsening(shapes / spacing, labels, slice_axis, device.patch_voxels(dims), notes)
     working = spacing * factor
     patch = _patch(shapes / working, device.patch_voxels(dims), MARGIN if physical else 1.0)
+    _note_what_is_seen(patch, np.median(shapes, axis=0) / working, notes)
     filters = _filters(patch, dims, device)
     plan = Plan(
         dims=dims,
@@ -217,6 +219,15 @@ def _patch(shapes: np.ndarray, voxels: int, margin: float) -> list[int]:
         want = np.where(want == want.max(), want.max() * 0.95, want)
     # At least 16: with three levels that leaves four voxels at the coarsest, and bf16 is wrong below three there.
     return [max(16, _multiple(side, 8 if small or side <= 40 else 16)) for side in want]
+
+
+def _note_what_is_seen(patch: list[int], shape: np.ndarray, notes: list[str]) -> None:
+    seen = math.prod(patch) / float(np.prod(shape))
+    if seen < LITTLE:
+        notes.append(
+            f"A patch shows only {100 * seen:.2g} % of a scan. Where a structure is told by its surroundings, crop the "
+            "scans around it before training."
+        )
 
 
 def _multiple(side: float, of: int) -> int:
