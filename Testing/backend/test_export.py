@@ -20,7 +20,7 @@ from genseg.errors import RunFailed
 from genseg.export import export_bundle
 from genseg.imageio import read_label, read_scan
 from genseg.inference import Predictor
-from genseg.plan import Normalisation
+from genseg.plan import Normalisation, Plan
 from genseg.runfolder import RunFolder
 
 WITHOUT_GENSEG = """
@@ -125,6 +125,26 @@ def test_photos_are_segmented_by_monai_alone_as_by_the_predictor_with_the_values
     run_and_compare(run, bundle, images, ".png")
     for path in (tmp_path / "results").iterdir():
         assert set(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))) <= {0, 255}
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "case"), [("hippocampus", "hippocampus_334"), ("acdc", "patient018_frame01")])
+def test_a_tiff_stack_saved_as_nifti_is_segmented_by_monai_alone_as_by_the_predictor(tmp_path, name, case):
+    """Stacks have no size in mm, as photos, but three axes; MONAI's readers take one image of a TIFF only."""
+    run, study = make_run(tmp_path / "run", name)
+    Plan.load(run.plan).model_copy(update={"physical": False, "reference_long_side": 50.0}).save(run.plan)
+    export_bundle(run, tmp_path / "bundle")
+    image = sitk.Cast(sitk.ReadImage(str(DATA / f"{name}/images/{case}.nii.gz")), sitk.sitkUInt16)
+    stack = sitk.GetImageFromArray(sitk.GetArrayFromImage(image))
+    for path in (tmp_path / "stack.tif", tmp_path / "images/stack.nii.gz"):
+        path.parent.mkdir(exist_ok=True)
+        sitk.WriteImage(stack, str(path))
+    results = ("--dataset_dir", str(tmp_path / "images"), "--output_dir", str(tmp_path / "results"))
+    monai_bundle(tmp_path / "bundle", "run", "--config_file", "configs/inference.json", *results)
+    ours = in_float32(run).segment(read_scan([tmp_path / "stack.tif"])).labels
+    theirs, _ = read_label(tmp_path / "results/stack.nii.gz", study.labels)
+    assert len(np.unique(ours)) > 1 and agreement(ours, theirs) > 0.99
 
 
 @needs_data

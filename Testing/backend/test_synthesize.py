@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from genseg.augment import REFERENCE
 from genseg.events import EventLog, Synthetic
 from genseg.imageio import read_label, read_scan
+from genseg.labels import LabelTable
 from genseg.methods import synthesis
 from genseg.methods.joint import GATE, Stage
 from genseg.preprocess import WorkingCase
 from genseg.randomness import stream
 from genseg.state import RunState
-from genseg.synthesize import _in_colours, make_pairs, write_pairs
+from genseg.synthesize import _in_colours, _write_pair, make_pairs, write_pairs
 
 SEED = 5
 
@@ -131,6 +132,22 @@ def test_files_and_index_of_written_pairs_agree(state, tmp_path):
             assert np.abs(scan.array - shown.numpy()).max() < 0.51
 
 
+@pytest.mark.parametrize(
+    ("channels", "shape", "suffix"),
+    [(1, (16, 24), ".png"), (3, (16, 24), ".png"), (2, (16, 24), ".nrrd"), (5, (16, 24), ".nrrd"),
+     (1, (8, 16, 24), ".nrrd"), (3, (8, 16, 24), ".nrrd")],
+)  # fmt: skip
+def test_pairs_without_a_size_in_mm_are_whole_on_the_disk(channels, shape, suffix, tmp_path):
+    """Only grey and colour photographs fit into a PNG; stacks and other numbers of channels do not."""
+    image = torch.rand(channels, *shape, generator=torch.Generator().manual_seed(0)) * 255
+    label = (image[0] > 128).long()
+    table = LabelTable.from_names({1: "blob"})
+    entry = _write_pair(image, label, [1.0] * len(shape), False, table, tmp_path, "0000")
+    assert entry == {"image": f"0000_image{suffix}", "mask": f"0000_mask{suffix}"}
+    assert np.abs(read_scan([tmp_path / entry["image"]]).array - image.numpy()).max() < 0.51
+    assert np.array_equal(read_label(tmp_path / entry["mask"], table)[0], label.numpy())
+
+
 def test_pairs_written_again_under_a_number_replace_the_former(state, tmp_path):
     write_pairs(state, 2, tmp_path, EventLog(), seed=1, first=0)
     entries = write_pairs(state, 2, tmp_path, EventLog(), seed=2, first=1)
@@ -156,5 +173,7 @@ def test_a_synthetic_photograph_has_the_colours_of_the_one_whose_style_it_has(da
     photo = read_scan(next(c for c in state.prepared.study.unlabeled if c.id == case.id).images).array
     assert torch.allclose(again.mean((1, 2)), torch.from_numpy(photo).mean((1, 2)), atol=2.0)
     assert float((again.mean((1, 2)) - again.mean()).abs().max()) > 10, "a colour photograph"
+    stack = torch.stack([case.image[:, 0]] * 2, 1)
+    assert torch.equal(_in_colours(stack, case)[:, 1], again), "each channel its own colours, in a stack, too"
     deep = WorkingCase("deep", case.image, None, torch.tensor([[20000.0, 5000.0, 65535.0]] * 3))
     assert float(_in_colours(torch.zeros(3, 4, 4), deep).mean()) == pytest.approx(20000 * 255 / 65535, rel=1e-4)

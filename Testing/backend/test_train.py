@@ -199,6 +199,27 @@ def test_photos_and_thick_slices_run_from_end_to_end(name, network, data, tmp_pa
 
 
 @slow
+def test_stacks_of_images_without_a_size_in_mm_run_from_end_to_end(tiny, tmp_path):
+    """The scans of a 3D study as TIFF: a 3D network, whose pairs and masks are written whole."""
+    content = json.loads((tiny / "dataset.json").read_text(encoding="utf-8"))
+    for case in [*content["training"], *content["test"]]:
+        for key in ("image", "label"):
+            array = sitk.GetArrayFromImage(sitk.ReadImage(str(tiny / case[key])))
+            case[key] = Path(case[key]).name.replace(".nii.gz", f"_{key}.tif")
+            sitk.WriteImage(sitk.GetImageFromArray(array.clip(0, 60000).astype("uint16")), str(tmp_path / case[key]))
+    (tmp_path / "dataset.json").write_text(json.dumps({**content, "unlabeled": []}), encoding="utf-8")
+    outcome = run_train(tmp_path, tmp_path / "run", iterations=5)
+    run = outcome.run
+    assert outcome.status == EXIT_OK and run.report.exists() and run.metrics.exists()
+    plan, pairs = read_json(run.plan), read_json(run.synthetic_index)["pairs"]
+    assert plan["dims"] == 3 and not plan["physical"] and plan["mirror_axes"] == [0, 1, 2]
+    for name in (pairs[0]["image"], pairs[0]["mask"]):
+        size = sitk.ReadImage(str(run.synthetic / name)).GetSize()
+        assert list(size) == plan["patch"][::-1]
+    assert "No picture" not in run.report.read_text(encoding="utf-8")
+
+
+@slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny, tmp_path):
     # Another seed also draws other scans, so all of them are taken.
     one, same, other = (

@@ -18,7 +18,7 @@ PHOTO_FILES = ("*.png", "*.jpg", "*.jpeg", "*.tif", "*.tiff", "*.bmp")
 
 def inference_config(plan: Plan, table: LabelTable, overlap: float) -> dict[str, Any]:
     """configs/inference.json for `python -m monai.bundle run`, started in the bundle's folder."""
-    patterns = VOLUME_FILES if plan.physical else PHOTO_FILES
+    patterns = PHOTO_FILES if plan.photos else VOLUME_FILES
     return {
         "imports": [
             "$import glob",
@@ -86,7 +86,7 @@ def _network(plan: Plan) -> dict[str, Any]:
 
 def _sliced(plan: Plan) -> int | None:
     """Axis of the (z, y, x) array along which a 2D network goes slice by slice; None for 3D networks and photos."""
-    if plan.dims == 3 or not plan.physical:
+    if plan.dims == 3 or plan.photos:
         return None
     return 0 if plan.slice_axis is None else plan.slice_axis  # a single slice is a volume one voxel thick
 
@@ -104,7 +104,8 @@ def _resizing(plan: Plan) -> dict[str, Any]:
         )
     else:
         working = (
-            f"$lambda x: [max(1, round(n * {plan.reference_long_side!r} / max(x.shape[1:]) / t)) "
+            "$lambda x: [n if t is None else "
+            f"max(1, round(n * {plan.reference_long_side!r} / max(x.shape[1:]) / t)) "
             "for n, t in zip(x.shape[1:], @spacing)]"
         )
     into, back, kept = "[None]", "[0]", ""
@@ -136,14 +137,15 @@ def _resizing(plan: Plan) -> dict[str, Any]:
 
 
 def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
-    orientation: dict[str, Any] = {"_target_": "Transposed", "keys": "image", "indices": [0, 2, 1]}
+    backwards = [0, 2, 1] if plan.photos else [0, 3, 2, 1]  # readers give x first
+    orientation: dict[str, Any] = {"_target_": "Transposed", "keys": "image", "indices": backwards}
     if plan.physical:  # first axis towards the head, second to the back, third to the left: our (z, y, x) in LPS
         orientation = {"_target_": "Orientationd", "keys": "image", "axcodes": "SPL"}
     without_alpha = {"_target_": "Lambdad", "keys": "image", "func": f"$lambda x: x[:{plan.channels}]"}
     return [
         {"_target_": "LoadImaged", "keys": "image"},
         {"_target_": "EnsureChannelFirstd", "keys": "image"},
-        *([] if plan.physical else [without_alpha]),
+        *([without_alpha] if plan.photos else []),
         orientation,
         {"_target_": "EnsureTyped", "keys": "image", "dtype": "$torch.float32"},
         {"_target_": "Lambdad", "keys": "image", "func": "@to_working_grid"},
@@ -169,7 +171,7 @@ def _inferer(plan: Plan, overlap: float) -> dict[str, Any]:
 
 def _mirroring(plan: Plan) -> dict[str, Any]:
     """Average over mirrored copies; as logarithm, so that the softmax in the postprocessing gives the average back."""
-    spatial = [axis for axis in range(2 if not plan.physical else 3) if axis != _sliced(plan)]
+    spatial = [axis for axis in range(2 if plan.photos else 3) if axis != _sliced(plan)]
     axes = [2 + spatial[axis] for axis in plan.mirror_axes]
     flips = [list(some) for some in chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1))]
     return {
@@ -182,7 +184,7 @@ def _mirroring(plan: Plan) -> dict[str, Any]:
 def _postprocessing(plan: Plan, table: LabelTable) -> list[dict[str, Any] | str]:
     values = [label.value for label in table.labels]
     dtype = str(table.to_value(np.zeros(1, np.uint8)).dtype)
-    dtype = "uint16" if dtype == "int16" and not plan.physical else dtype  # PNG has no signed numbers
+    dtype = "uint16" if dtype == "int16" and plan.photos else dtype  # PNG has no signed numbers
     original = {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image"}
     return [
         {"_target_": "Activationsd", "keys": "pred", "softmax": True},
@@ -201,7 +203,7 @@ def _postprocessing(plan: Plan, table: LabelTable) -> list[dict[str, Any] | str]
             "keys": "pred",
             "output_dir": "@output_dir",
             "output_postfix": "",
-            "output_ext": ".nii.gz" if plan.physical else ".png",
+            "output_ext": ".png" if plan.photos else ".nii.gz",
             "output_dtype": f"$numpy.{dtype}",
             "separate_folder": False,
             "resample": False,

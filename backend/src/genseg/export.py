@@ -99,7 +99,7 @@ def metadata(plan: Plan, study: Study, settings: Settings) -> dict[str, Any]:
         "authors": "The person who trained this model with GenSeg",
         "copyright": "The person who trained this model; see docs/license.txt",
         "data_source": study.name,
-        "data_type": "nibabel" if plan.physical else "image",
+        "data_type": "image" if plan.photos else "nibabel",
         "image_classes": f"{plan.channels} channel(s), normalised as configs/inference.json says",
         "label_classes": f"one channel, values {', '.join(str(label.value) for label in study.labels.labels)}",
         "pred_classes": f"{plan.classes} channels, one score a class, background first",
@@ -111,12 +111,12 @@ def metadata(plan: Plan, study: Study, settings: Settings) -> dict[str, Any]:
 
 def _required_packages(plan: Plan) -> dict[str, str]:
     """What the bundle needs beside MONAI. Its reader of images need not be installed where the bundle is written."""
-    reader, tested = ("nibabel", "5.3.0") if plan.physical else ("pillow", "11.0.0")
+    reader, tested = ("pillow", "11.0.0") if plan.photos else ("nibabel", "5.3.0")
     return {"safetensors": version_of("safetensors") or "0.5.0", reader: version_of(reader) or tested}
 
 
 def _kind(plan: Plan) -> str:
-    return "photographs" if not plan.physical else "CT" if plan.normalisation[0].kind == "ct" else "medical images"
+    return "photographs" if plan.photos else "CT" if plan.normalisation[0].kind == "ct" else "medical images"
 
 
 def _network_data_format(plan: Plan, study: Study) -> dict[str, Any]:
@@ -152,8 +152,8 @@ def _network_data_format(plan: Plan, study: Study) -> dict[str, Any]:
 
 def _readme(plan: Plan, study: Study, settings: Settings) -> str:
     labels = "\n".join(f"| {label.value} | {label.name} |" for label in study.labels.labels)
-    files = ", ".join(pattern.lstrip("*") for pattern in (VOLUME_FILES if plan.physical else PHOTO_FILES))
-    written = ".nii.gz" if plan.physical else ".png"
+    files = ", ".join(pattern.lstrip("*") for pattern in (PHOTO_FILES if plan.photos else VOLUME_FILES))
+    written = ".png" if plan.photos else ".nii.gz"
     packages = " ".join(f"{name}=={number}" for name, number in _required_packages(plan).items())
     notes = "\n".join(f"- {note}" for note in plan.notes)
     return f"""# Segmentation of {", ".join(label.name for label in study.labels.structures)}

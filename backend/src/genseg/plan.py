@@ -64,6 +64,16 @@ class Plan(BaseModel):
     memory_mb: int  # estimate of what training needs beside the scans
     notes: list[str]  # the reasons, in sentences for the user
 
+    @property
+    def scan_dims(self) -> int:
+        """Axes of a scan: three also where a 2D network takes it slice by slice."""
+        return self.dims if self.slice_axis is None else 3
+
+    @property
+    def photos(self) -> bool:
+        """Whether the scans are photographs, and no stacks of images without a size in mm."""
+        return not self.physical and self.scan_dims == 2
+
     def save(self, path: Path) -> None:
         write_json(path, self.model_dump(mode="json"))
 

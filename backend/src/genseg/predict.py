@@ -134,12 +134,11 @@ def read_channels(case: Case, predictor: Predictor) -> Scan:
             f"The model was trained on scans with {plan.channels} channel(s), but this one has {scan.array.shape[0]}.",
             "Give the same kind of image as in training, every channel of it.",
         )
-    trained = 3 if plan.dims == 3 or plan.slice_axis is not None else 2
-    if scan.dims != trained:
+    if scan.dims != plan.scan_dims:
         kinds = {2: "2D images", 3: "volumes"}
         raise UnusableImage(
             "dimensions",
-            f"The model was trained on {kinds[trained]}, but this is one of the {kinds[scan.dims]}.",
+            f"The model was trained on {kinds[plan.scan_dims]}, but this is one of the {kinds[scan.dims]}.",
             "Give the same kind of image as in training.",
         )
     if scan.geometry.physical != plan.physical:

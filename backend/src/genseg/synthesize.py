@@ -124,9 +124,9 @@ def write_pairs(
 
 
 def _in_colours(image: Tensor, case: WorkingCase) -> Tensor:
-    """Normalised photo [C, y, x] → 0..255 in the colours of the photograph whose style it has, as people know them."""
+    """Normalised photo [C, *spatial] → 0..255 in the colours of the one whose style it has, as people know them."""
     assert case.colours is not None
-    mean, std, most = (column.view(-1, 1, 1) for column in case.colours.unbind(1))
+    mean, std, most = (column.view(-1, *[1] * (image.ndim - 1)) for column in case.colours.unbind(1))
     white = max(255.0, float(most.max()))  # more than eight bits
     return ((image * std + mean) * 255 / white).clamp(0, 255)
 
@@ -134,7 +134,7 @@ def _in_colours(image: Tensor, case: WorkingCase) -> Tensor:
 def _write_pair(
     image: Tensor, label: Tensor, spacing: list[float], physical: bool, table: LabelTable, out: Path, name: str
 ) -> dict[str, str]:
-    """Photos as 8-bit PNG where their masks fit into one; everything else as float NRRD, scans in SDs of the scan."""
+    """Grey and RGB photos as 8-bit PNG where their masks fit into one; everything else as float NRRD."""
     dims = label.ndim
     geometry = Geometry(
         size=tuple(reversed(label.shape)),
@@ -144,7 +144,7 @@ def _write_pair(
         physical=physical,
     )
     array = image.float().numpy()
-    photo = not physical and max(entry.value for entry in table.labels) <= 255
+    photo = not physical and dims == 2 and len(image) in (1, 3) and max(entry.value for entry in table.labels) <= 255
     suffix = ".png" if photo else ".nrrd"
     write_image(array, geometry, out / f"{name}_image{suffix}")
     write_label(label.numpy().astype(np.uint8), geometry, table, out / f"{name}_mask{suffix}")
