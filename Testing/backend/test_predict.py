@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from made_run import make_run
+from method_rig import built, prepared
 from real_data import DATA, needs_data
 
 from genseg.errors import InputFaults
 from genseg.evaluate import evaluate_run
 from genseg.events import Error, EventLog, Prediction, Progress
+from genseg.finish import _predict
 from genseg.imageio import read_label, read_scan
 from genseg.inference import Predictor
 from genseg.predict import collect_images, predict_cases
-from genseg.runfolder import read_json
+from genseg.runfolder import RunFolder, read_json
 from genseg.study import Case
 
 pytestmark = needs_data
@@ -286,3 +288,18 @@ def test_a_study_with_other_structures_or_without_references_is_refused(tmp_path
     with pytest.raises(InputFaults) as caught:
         evaluate_run(run.path, study, "test", "cpu", EventLog())
     assert [fault.code for fault in caught.value.faults] == ["no_reference"]
+
+
+def test_looks_in_the_middle_of_a_run_go_round_all_scans(data, tmp_path):
+    """What a look has no time for comes first in the next one, test scans as well as scans without labels."""
+    state, run = built(prepared(data, "hippocampus", 1, 3)), RunFolder(tmp_path / "run")
+    study = state.prepared.study
+    study.test = study.test[:2]
+    looks: list[list[str]] = []
+    for step in (1, 2, 3):
+        state.counters.step, seen = step, []
+        log = EventLog([lambda event, seen=seen: seen.append(event.case) if isinstance(event, Prediction) else None])
+        _predict(run, state, log, lambda seen=seen: len(seen) == 2, tta=False)
+        looks.append(seen)
+    every = [scan.id for scan in (*study.unlabeled, *study.test)]
+    assert looks == [every[:2], every[2:4], [every[4], every[0]]]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from itertools import groupby
 
 from genseg.cases import Case
 from genseg.errors import EXIT_OK, EXIT_STOPPED
@@ -11,7 +12,7 @@ from genseg.export import export_bundle
 from genseg.inference import Predictor
 from genseg.predict import Split, by_files, predict_cases
 from genseg.report import build_report
-from genseg.runfolder import RunFolder, replacing, write_json
+from genseg.runfolder import RunFolder, read_json, replacing, write_json
 from genseg.state import RunState
 from genseg.synthesize import write_pairs
 
@@ -58,13 +59,20 @@ def finish(run: RunFolder, state: RunState, status: int, log: EventLog) -> int:
 
 
 def _predict(run: RunFolder, state: RunState, log: EventLog, stopped: Callable[[], bool], tta: bool) -> None:
-    """Predict the scans without labels and the test scans until all are done or `stopped()`."""
+    """Predict the scans without labels and the test scans until all are done or `stopped()`.
+
+    The scans that have no prediction yet come first, then those whose prediction is oldest.
+    """
     study, step = state.prepared.study, state.counters.step
     predictor = Predictor(state.average.network, state.joint.plan, study.labels, state.joint.device)
-    splits: list[tuple[Split, list[Case]]] = [("unlabeled", study.unlabeled), ("test", study.test)]
-    for split, cases in splits:
-        if cases and not stopped():
-            predict_cases(predictor, cases, run.predictions, log, split, tta=tta, step=step, stopped=stopped)
+    entries = read_json(run.predictions_index)["cases"] if run.predictions_index.exists() else []
+    made = {entry["case"]: entry["step"] for entry in entries}
+    cases: list[tuple[Split, Case]] = [("unlabeled", case) for case in study.unlabeled]
+    cases += [("test", case) for case in study.test]
+    cases.sort(key=lambda pair: made.get(pair[1].id, -1))
+    for split, group in groupby(cases, key=lambda pair: pair[0]):
+        some = [case for _, case in group]
+        predict_cases(predictor, some, run.predictions, log, split, tta=tta, step=step, stopped=stopped)
 
 
 def _write_pairs(run: RunFolder, state: RunState, log: EventLog) -> None:
