@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ from made_run import make_run
 from real_data import DATA, needs_data
 
 from genseg import events
+from genseg.errors import DamagedFile
 from genseg.runfolder import RunFolder
+from genseg.settings import Settings
 
 pytestmark = needs_data
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -131,3 +134,24 @@ def test_a_run_without_a_usable_model_says_so(tmp_path):
         done = genseg(*command, "--out", tmp_path / "out")
         assert done.returncode == 1 and "Something went wrong" not in done.stderr, done.stderr
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints/best.safetensors", "settings.json", "plan.json", "study.json"])
+def test_a_damaged_file_of_a_run_is_named_with_a_remedy_and_nothing_unexpected_happens(name, made, tmp_path):
+    run, images = made
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    damaged = copy / name
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    work = ("export", copy, "--out", tmp_path / "bundle") if name == "settings.json" else None
+    done = genseg(*(work or ("predict", copy, images[0], "--out", tmp_path / "masks")))
+    assert done.returncode == 1
+    assert f"The file {damaged} is damaged" in done.stderr and "backup" in done.stderr
+    assert "should not" not in done.stderr
+
+
+def test_settings_that_no_run_wrote_are_named_too(made, tmp_path):
+    shutil.copytree(made[0].path, tmp_path / "copy")
+    (tmp_path / "copy" / "settings.json").write_text('{"colour": "blue"}', encoding="utf-8")
+    with pytest.raises(DamagedFile, match=r"settings\.json is damaged: dataset: Field required\."):
+        Settings.load(tmp_path / "copy" / "settings.json")

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from genseg.errors import Fault, InputFaults
 from genseg.labels import LabelTable
-from genseg.runfolder import read_json, write_json
+from genseg.runfolder import read_model, write_json
 
 
 class Case(BaseModel):
@@ -44,7 +44,7 @@ class Study(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> "Study":
-        return cls.model_validate(read_json(path))
+        return read_model(cls, path)
 
 
 def draw(study: Study, labelled: int | None, unlabelled: int | None, seed: int) -> Study:

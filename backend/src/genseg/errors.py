@@ -5,6 +5,7 @@ of a run (exit status 1). A stop on request is not an error but has its own exit
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 1, 2, 3
 
@@ -36,3 +37,11 @@ class RunFailed(Exception):
     def __init__(self, code: str, message: str, remedy: str):
         self.code, self.message, self.remedy = code, message, remedy
         super().__init__(f"{message} {remedy}")
+
+
+class DamagedFile(RunFailed, ValueError):
+    """A file of a run folder or bundle does not hold what was written to it."""
+
+    def __init__(self, path: Path, why: object):
+        remedy = "Restore it from a backup; where there is none, train again."
+        super().__init__("damaged_file", f"The file {path} is damaged: {why}.", remedy)

@@ -8,11 +8,12 @@ import monai
 import numpy as np
 import torch
 from monai.networks.nets import DynUNet
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 
 from genseg import __version__
 from genseg.bundle_config import PHOTO_FILES, VOLUME_FILES, inference_config
-from genseg.errors import RunFailed
+from genseg.errors import DamagedFile, RunFailed
 from genseg.inference import OVERLAP
 from genseg.networks import build_segmenter
 from genseg.plan import Plan
@@ -52,9 +53,12 @@ def export_bundle(run: RunFolder, out: Path) -> None:
 
 def _network_with_weights(plan: Plan, weights: Path) -> DynUNet:
     """The network of the plan with the weights of the file, in which a tensor of several names may stand once."""
-    network, state = build_segmenter(plan), load_file(weights)
+    network = build_segmenter(plan)
     try:
+        state = load_file(weights)
         missing, unexpected = network.load_state_dict(state, strict=False)
+    except SafetensorError as error:
+        raise DamagedFile(weights, error) from error
     except RuntimeError as error:  # shapes differ
         raise _misfit(weights, str(error)) from error
     own = network.state_dict()

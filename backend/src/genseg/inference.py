@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from genseg.cases import Study
 from genseg.device import Device, find_device
-from genseg.errors import RunFailed
+from genseg.errors import DamagedFile, RunFailed
 from genseg.imageio import Scan
 from genseg.labels import LabelTable
 from genseg.networks import build_segmenter
 from genseg.plan import Plan
 from genseg.preprocess import from_working_grid, to_working_grid
-from genseg.runfolder import RunFolder, read_json
+from genseg.runfolder import RunFolder, read_model
 
 OVERLAP = 0.5  # of neighbouring windows
 WINDOWS = 4  # at a time
@@ -55,9 +56,12 @@ class Predictor:
                     "A run has one after a fifth of its budget; wait, resume it, or give another run folder.",
                 )
             plan = Plan.load(configs / "plan.json")
-            table = LabelTable.model_validate(read_json(configs / "label_table.json"))
+            table = read_model(LabelTable, configs / "label_table.json")
         network = build_segmenter(plan)
-        load_model(network, weights)
+        try:
+            load_model(network, weights)
+        except SafetensorError as error:
+            raise DamagedFile(weights, error) from error
         return cls(network, plan, table, find_device(device))
 
     def segment(self, scan: Scan, tta: bool = True) -> Segmentation:

@@ -14,7 +14,7 @@ from scipy.ndimage import find_objects
 from genseg.device import Device
 from genseg.imageio import Scan
 from genseg.labels import LabelTable
-from genseg.runfolder import read_json, write_json
+from genseg.runfolder import read_model, write_json
 
 THICK_SLICES = 3.0  # spacing ratio from which a volume is a stack of slices and not a block of tissue
 FEW_SLICES = 8.0  # the same, told by the voxel counts where the header has lost the spacing
@@ -79,7 +79,7 @@ class Plan(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
-        return cls.model_validate(read_json(path))
+        return read_model(cls, path)
 
 
 def make_plan(scans: list[Scan], labels: list[np.ndarray], table: LabelTable, device: Device) -> Plan:

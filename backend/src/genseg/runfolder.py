@@ -8,9 +8,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from genseg.errors import Fault, InputFaults
+from pydantic import BaseModel, ValidationError
+
+from genseg.errors import DamagedFile, Fault, InputFaults
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @contextmanager
@@ -32,7 +36,21 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Raises DamagedFile where the file is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFile(path, error) from error
+
+
+def read_model(kind: type[Model], path: Path) -> Model:
+    """Read what a pydantic model of this kind was written to. Raises DamagedFile where the content does not fit."""
+    content = read_json(path)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DamagedFile(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def need_free(out: Path) -> None:

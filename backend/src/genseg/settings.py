@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from genseg.runfolder import read_json, write_json
+from genseg.runfolder import read_model, write_json
 
 Method = Literal["genseg", "separate", "supervised"]
 BUDGETS = {"quick": 5 * 60.0, "standard": 30 * 60.0, "thorough": 2 * 3600.0}
@@ -51,4 +51,4 @@ class Settings(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> "Settings":
-        return cls.model_validate(read_json(path))
+        return read_model(cls, path)

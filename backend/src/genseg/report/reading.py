@@ -1,6 +1,5 @@
 """What a run folder holds, read with patience: a stopped or young run lacks some parts, and the page still stands."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -108,7 +107,7 @@ def _json(view: RunView, path: Path, default: dict[str, Any]) -> dict[str, Any]:
         return default
     try:
         return read_json(path)
-    except json.JSONDecodeError:
+    except ValueError:
         view.unreadable.append(path.relative_to(view.folder.path).as_posix())
         return default
 
