@@ -200,6 +200,20 @@ def test_a_failed_run_says_what_happened_and_the_remedy_in_one_go(tmp_path):
     assert log[-1].status == 1
 
 
+@pytest.mark.parametrize("usable", [True, False])
+def test_a_run_that_fails_names_the_model_that_it_leaves_if_any(usable, tmp_path):
+    save = '(run / "checkpoints").mkdir(); (run / "checkpoints" / "best.safetensors").touch()' if usable else "pass"
+    body = f"""{STARTED}
+    {save}
+    raise RunFailed("nan", "The loss is no number.", "Look at the scans.")
+"""
+    process = served(body, tmp_path, run="run", programs="True")
+    out, _ = process.communicate(timeout=60)
+    last = events.parse_event(out.splitlines()[-1])
+    best = tmp_path / "run" / "checkpoints" / "best.safetensors"
+    assert (last.status, last.model) == (1, str(best) if usable else None)
+
+
 def test_the_unexpected_is_one_sentence_with_the_traceback_in_a_file(tmp_path):
     process = served(STARTED + "    raise ZeroDivisionError('by nothing')\n", tmp_path, run="run")
     _, err = process.communicate(timeout=60)

@@ -213,6 +213,20 @@ def test_flagged_pairs_say_why_in_words(volumes):
     assert poor and all("used for training" not in card for card in poor)
 
 
+def test_a_pair_that_the_user_excluded_says_so(data, tmp_path):
+    run = build_run(tmp_path / "run", data, Recipe("hippocampus", labelled=2, test=1, unlabelled=0, pairs=4))
+    pairs = read_json(run.synthetic_index)["pairs"]
+    pairs = [pair | {"style": "hippocampus_014", "near_copy": False, "used": True} for pair in pairs]
+    write_json(run.synthetic_index, {"pairs": pairs})
+    write_json(run.exclusions, [{"from_step": 50, "pairs": [[pairs[0]["source"], "hippocampus_014"]]}])
+    build_report(run)
+    told = cards(run.report.read_text(encoding="utf-8"))
+    excluded = [card for card in told if "pairs like this are left out of training: you excluded them" in card]
+    used = [card for card in told if "pairs like this are used in training" in card]
+    assert len(excluded) == len(used) == 2
+    assert not any("match well enough" in card for card in told)
+
+
 def test_flagged_pairs_stay_in_sight_among_many():
     pairs = [{"image": f"{i}", "step": i, "near_copy": i == 2, "used": i != 2} for i in range(50)]
     chosen = telling_pairs(pairs, 12)

@@ -138,5 +138,5 @@ class PeopleListener:
             return
         if self._predicted:
             self.say(f"Cases predicted: {len(self._predicted)}.")
-        how = "Stopped on request" if event.status == 3 else "Done"
+        how = {0: "Done", 3: "Stopped on request"}.get(event.status, "Failed")
         self.say(f"{how} after {duration(event.seconds)}. The model is {event.model}", "bold")

@@ -23,6 +23,7 @@ import typer
 from genseg import events
 from genseg.console import PeopleListener
 from genseg.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputFaults, RunFailed
+from genseg.runfolder import RunFolder
 from genseg.watch import silence_if_unheard, watch_stdin
 
 _NOTHING_LEFT = 1 << 20  # bytes
@@ -80,7 +81,9 @@ class Session:
 
     def finish(self, status: int) -> None:
         if not self.finished:
-            self._tell(events.Finished(status=status, seconds=time.monotonic() - self.begin))
+            best = RunFolder(self.run).best if self.run is not None and self.started else None
+            model = str(best) if best is not None and best.exists() else None
+            self._tell(events.Finished(status=status, seconds=time.monotonic() - self.begin, model=model))
         self.people.close()
         with suppress(OSError):
             self.log.close()

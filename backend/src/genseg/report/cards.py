@@ -105,16 +105,17 @@ def _no_picture(error: Exception) -> Html:
 
 def pair_card(run: RunView, pair: dict[str, Any], index: int) -> Html:
     """A synthetic image with its mask beside the real training scan that it resembles most."""
-    near_copy, used = bool(pair.get("near_copy")), bool(pair.get("used", True))
+    near_copy, excluded = bool(pair.get("near_copy")), (pair.get("source"), pair.get("style")) in run.excluded
+    used = bool(pair.get("used", True)) and not excluded
     agreement, similarity = pair.get("agreement"), pair.get("similarity")
     chips = []
     if near_copy:
         chips.append(tag("span", "nearly copies a patient's scan: do not share it", class_="chip bad"))
     if not used:
-        why = "" if near_copy else ": image and mask do not match well enough"
-        chips.append(tag("span", f"left out of training{why}", class_="chip warn"))
+        why = ": you excluded them" if excluded else "" if near_copy else ": image and mask do not match well enough"
+        chips.append(tag("span", f"pairs like this are left out of training{why}", class_="chip warn"))
     if used and not near_copy:
-        chips.append(tag("span", "used in training", class_="chip plain"))
+        chips.append(tag("span", "pairs like this are used in training", class_="chip plain"))
     nearest = str(pair.get("nearest", ""))
     halves = [
         _half(run, "Synthetic", f"Synthetic pair {index + 1}", [run.folder.synthetic / pair["image"]],

@@ -28,6 +28,7 @@ class RunView:
     pairs: list[dict[str, Any]] = field(default_factory=list)
     predictions: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
+    excluded: set[tuple[str, str]] = field(default_factory=set)  # kinds of pairs: (scan of the mask, of the look)
     unreadable: list[str] = field(default_factory=list)
     ending: int | None = None  # exit status of a run that ends now and could not yet say so in its events
 
@@ -90,6 +91,8 @@ def read_run(folder: RunFolder) -> RunView:
     view.settings = _json(view, folder.settings, {})
     view.plan = _json(view, folder.plan, {})
     view.pairs = _json(view, folder.synthetic_index, {}).get("pairs", [])
+    wishes = _json(view, folder.exclusions, [])
+    view.excluded = {(source, style) for source, style in wishes[-1]["pairs"]} if wishes else set()
     view.predictions = _json(view, folder.predictions_index, {}).get("cases", [])
     view.metrics = _json(view, folder.metrics, {})
     if folder.study.exists():
@@ -102,7 +105,7 @@ def read_run(folder: RunFolder) -> RunView:
     return view
 
 
-def _json(view: RunView, path: Path, default: dict[str, Any]) -> dict[str, Any]:
+def _json(view: RunView, path: Path, default: Any) -> Any:
     if not path.exists():
         return default
     try:
