@@ -32,6 +32,27 @@ def test_real_data_sets_are_read_without_a_fault(data: Path, name: str) -> None:
     assert [case.id for case in facts.cases] == [case.id for case in small.training + small.test]
 
 
+def test_the_study_of_the_readme_can_be_trained_and_evaluated(data: Path, tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    content = json.loads(
+        next(part[5:] for part in readme.split("```") if part.startswith("json") and "training" in part)
+    )
+    named = {path for case in [*content["training"], *content["test"]] for path in case.values()}
+    named |= set(content["unlabeled"])
+    scans = sorted(data.glob("hippocampus/images/*.nii.gz"))
+    for path in named:
+        number = int(path.split("scan")[1][:2])
+        source = scans[number] if path.startswith("images") else data / "hippocampus/labels" / scans[number].name
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, tmp_path / path)
+        assert Path(path).name in readme.split("```json")[0].rsplit("my-study/", 1)[1], "the folder above shows it"
+    (tmp_path / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    study = read_study(tmp_path)
+    assert len(check_study(study).cases) == len(study.training) + len(study.unlabeled) + len(study.test)
+    assert "genseg evaluate my-run my-study" in readme
+    assert any(case.label for case in study.test), "evaluate needs a test scan with a label"
+
+
 def test_five_hundred_small_photos_are_checked_within_seconds(data: Path) -> None:
     study = read_study(data / "isic2017")
     start = time.process_time()
