@@ -57,9 +57,8 @@ def build_run(path: Path, data: Path, recipe: Recipe) -> RunFolder:
     if recipe.pairs:
         _pairs(run, study, recipe.pairs, rng)
     scores = _predictions(run, study, rng)
-    held_back = [_score(case, read_label(case.label, study.labels)[0], study) for case in study.training[:1]]
-    parts = {"test": scores, "validation": held_back}
-    write_json(run.metrics, {part: summarise(found) for part, found in parts.items() if found})
+    if scores:
+        write_json(run.metrics, {"test": summarise(scores)})
     log.emit(events.Finished(status=0, seconds=252.0, model="model", time=1_760_000_252.0))
     log.close()
     run.done.touch()

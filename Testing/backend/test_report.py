@@ -156,19 +156,17 @@ def test_the_page_follows_the_dark_scheme(volumes, browse):
 
 def test_the_tables_hold_the_numbers_of_metrics_json(volumes, browse):
     rows = browse(volumes.report)["rows"]
-    metrics = read_json(volumes.metrics)
+    metrics = read_json(volumes.metrics)["test"]
 
     def written(scores: dict) -> list[str]:
         return [f"{scores['dice']:.3f}", f"{scores['iou']:.3f}", f"{scores['hd95_mm']:.1f}", f"{scores['nsd']:.3f}"]
 
-    expected = []
-    for part in ("test", "validation"):
-        expected += [[name, *written(scores)] for name, scores in metrics[part]["labels"].items()]
-        expected.append(["mean of all structures", *written(metrics[part]["mean"])])
-        for case in metrics[part]["cases"]:
-            expected += [[case["case"], name, *written(scores)] for name, scores in case["labels"].items()]
+    expected = [[name, *written(scores)] for name, scores in metrics["labels"].items()]
+    expected.append(["mean of all structures", *written(metrics["mean"])])
+    for case in metrics["cases"]:
+        expected += [[case["case"], name, *written(scores)] for name, scores in case["labels"].items()]
     assert rows == expected
-    assert f"the mean Dice is {metrics['test']['mean']['dice']:.2f}" in text_of(volumes)
+    assert f"the mean Dice is {metrics['mean']['dice']:.2f}" in text_of(volumes)
 
 
 def test_the_least_sure_scans_come_first_and_hidden_ones_are_counted(volumes):
@@ -298,6 +296,16 @@ def test_sixty_labels_fold_up_and_stay_small(data, tmp_path):
     assert len(page.encode()) < LIMIT and "structures in this scan</summary>" in page
     assert re.search(r"Colours of the \d\d structures", page) and "Synthetic scans beside" not in page
     assert 'href="#pairs"' not in page
+
+
+def test_only_test_scans_give_a_figure_of_how_good_the_outlines_are(data, volumes, tmp_path):
+    """The Dice on held-out scans flatters: a study without labelled test scans gets no figure, and is told so."""
+    run = build_run(tmp_path / "run", data, Recipe("hippocampus", labelled=2, test=0, unlabelled=1, pairs=0))
+    write_json(run.metrics, {"validation": read_json(volumes.metrics)["test"]})
+    build_report(run)
+    page = text_of(run)
+    assert "there is no figure for how good the outlines are" in page
+    assert "mean Dice" not in page.split('id="curves"')[0] and 'id="metrics"' not in page
 
 
 def test_an_empty_run_folder_makes_a_page_that_says_so(tmp_path):

@@ -80,6 +80,12 @@ class RunView:
         return last.status if isinstance(last, events.Finished) else None
 
     @property
+    def judged(self) -> dict[str, Any] | None:
+        """The evaluation of the test scans; None where none has a reference."""
+        evaluation = self.metrics.get("test", {})
+        return evaluation if evaluation.get("cases") else None
+
+    @property
     def scores(self) -> dict[str, dict[str, Any]]:
         """Case id → {label name: metrics}, of the test cases."""
         return {entry["case"]: entry["labels"] for entry in self.metrics.get("test", {}).get("cases", [])}

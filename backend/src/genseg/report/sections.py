@@ -99,12 +99,8 @@ def _all_predictions(run: RunView, ordered: list[dict[str, Any]]) -> Html:
 
 
 def metrics_section(run: RunView) -> Html | None:
-    parts: list[Html | None] = []
-    for part, title in (("test", "Test scans"), ("validation", "Labelled scans held back in turn")):
-        evaluation = run.metrics.get(part)
-        if evaluation and evaluation.get("cases"):
-            parts.append(_evaluation(run, evaluation, title, opened=part == "test"))
-    if not parts:
+    evaluation = run.judged
+    if evaluation is None:
         return None
     unit = "mm" if run.physical else "pixels"
     text = (
@@ -112,12 +108,11 @@ def metrics_section(run: RunView) -> Html | None:
         f"(in {unit}, 0 is perfect). NSD is the share of the border within tolerance (1 is perfect). – means that the "
         "structure is in neither outline, or that a distance cannot be measured."
     )
-    return tag(
-        "section", tag("h2", "How close the outlines are to the reference"), tag("p", text), *parts, id="metrics"
-    )
+    heading = tag("h2", "How close the outlines are to the reference")
+    return tag("section", heading, tag("p", text), _evaluation(run, evaluation), id="metrics")
 
 
-def _evaluation(run: RunView, evaluation: dict[str, Any], title: str, opened: bool) -> Html:
+def _evaluation(run: RunView, evaluation: dict[str, Any]) -> Html:
     head = ["Dice", "IoU", f"HD95, {'mm' if run.physical else 'pixels'}", "NSD"]
     known = {label.name: label for label in run.table.structures}
 
@@ -136,9 +131,9 @@ def _evaluation(run: RunView, evaluation: dict[str, Any], title: str, opened: bo
     details = tag(
         "details", tag("summary", f"Each scan ({n})"), tag("p", note) if note else None,
         table(["scan", "structure", *head], rows[:MOST_ROWS], numeric=2),
-        open="open" if opened and len(rows) <= 40 else None,
+        open="open" if len(rows) <= 40 else None,
     )  # fmt: skip
-    heading = tag("h3", f"{title}: mean of {words.count(n, 'scan')}")
+    heading = tag("h3", f"Test scans: mean of {words.count(n, 'scan')}")
     overview = table(["structure", *head], means)
     if len(means) > MANY:
         folded = tag("details", tag("summary", f"Each structure ({len(means) - 1})"), overview)

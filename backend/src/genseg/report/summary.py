@@ -1,7 +1,6 @@
 """The top of the page: what was trained, how good it is, what to look at first."""
 
 from collections import Counter
-from typing import Any
 
 from genseg import events
 from genseg.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_STOPPED
@@ -44,25 +43,15 @@ def _status(run: RunView) -> Html:
     return tag("p", tag("span", text, class_=f"chip {kind}"))
 
 
-def judged(run: RunView) -> tuple[str, dict[str, Any]] | None:
-    """The evaluation that says most: of the test scans, else of the held-back training scans."""
-    for part in ("test", "validation"):
-        evaluation = run.metrics.get(part)
-        if evaluation and evaluation.get("cases"):
-            return part, evaluation
-    return None
-
-
 def _tiles(run: RunView) -> Html:
     tiles = []
     if run.study:
         tiles.append(("labelled scans learned from", str(len(run.study.training))))
     if run.seconds is not None:
         tiles.append(("time at work", duration(run.seconds)))
-    found = judged(run)
+    found = run.judged
     if found:
-        where = "test scans" if found[0] == "test" else "held-back labelled scans"
-        tiles.append((f"mean Dice on {len(found[1]['cases'])} {where}", number(found[1]["mean"].get("dice"))))
+        tiles.append((f"mean Dice on {len(found['cases'])} test scans", number(found["mean"].get("dice"))))
     tiles.append(("scans outlined", str(len(run.predictions))))
     if run.pairs:
         tiles.append(("synthetic pairs kept on disk", str(len(run.pairs))))
@@ -78,33 +67,24 @@ def _story(run: RunView) -> list[str]:
             f"To outline {words.listing(names)} in {run.study.name} scans, {method}, from "
             f"{words.count(len(run.study.training), 'labelled scan')}."
         )
-    found = judged(run)
+    found = run.judged
     if found is None:
         said.append(
             "No scan with a reference outline was kept apart, so there is no figure for how good the outlines are."
         )
         return said
-    part, evaluation = found
-    value, n = evaluation["mean"].get("dice"), len(evaluation["cases"])
-    if part == "test":
-        said.append(
-            f"On {words.count(n, 'test scan')} that it had never seen, its outlines were compared with references:"
-        )
-    else:
-        said.append(
-            f"There is no test set; on {words.count(n, 'labelled scan')} held back in turn its outlines were compared "
-            "with the labels (these scans also steered the training, so expect less on new scans):"
-        )
+    value, n = found["mean"].get("dice"), len(found["cases"])
+    said.append(f"On {words.count(n, 'test scan')} that it had never seen, its outlines were compared with references:")
     if isinstance(value, (int, float)):
         said.append(f"the mean Dice is {value:.2f}, {words.dice(value)}. (Dice: 1 is the same outline, 0 no overlap.)")
     return said
 
 
 def _dice_by_label(run: RunView) -> Html | None:
-    found = judged(run)
+    found = run.judged
     if found is None or len(run.table.structures) < 2:
         return None
-    scores = {name: score.get("dice") for name, score in found[1].get("labels", {}).items()}
+    scores = {name: score.get("dice") for name, score in found.get("labels", {}).items()}
     known = [label for label in run.table.structures if label.name in scores]
     known = sorted(known, key=lambda label: (scores[label.name] is None, scores[label.name] or 0))[:6]
     items = [tag("li", named(s, f": Dice {number(scores[s.name])}")) for s in known]
