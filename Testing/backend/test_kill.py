@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="processes are forked from one that has loaded everything"),
 ]
-STEPS = 30
+STEPS = 20
 KILLS = 20
 SEED = 7
 

@@ -336,10 +336,9 @@ def test_a_damaged_scan_leaves_no_run_folder_and_no_part_of_one(data, tmp_path):
 
 
 @slow
-@pytest.mark.parametrize("method", ["genseg", "supervised"])
-def test_profile_prints_what_a_joint_step_costs_and_writes_nothing(method, tiny, tmp_path, monkeypatch):
+def test_profile_prints_what_a_joint_step_costs_and_writes_nothing(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(profiling, "ROUNDS", 2)
-    options = ["--profile", "--method", method, "--device", "cpu"]
+    options = ["--profile", "--device", "cpu"]
     done = CliRunner().invoke(app, ["train", str(tiny), "--out", str(tmp_path / "none"), *options])
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
