@@ -535,6 +535,7 @@ def test_looking_at_a_pair_changes_no_slice_view_for_good_and_shows_one_mask_on_
     assert slicer.app.layoutManager().threeDViewCount == 1 and redBackground() == "b"
     opened.select("b")
     opened.select("a")
+    assert slicer.app.applicationLogic().GetSelectionNode().GetActiveVolumeID() == volume.GetID()
     assert own.GetDisplayNode().GetVisibility() and own.GetDisplayNode().GetNumberOfViewNodeIDs() == 0
 
 

@@ -36,6 +36,8 @@ def showScan(volumeNode, segmentationNode, in3D: bool = False) -> None:
         background=volumeNode, foreground=None, label=None, fit=True, rotateToVolumePlane=flat
     )
     slicer.util.resetThreeDViews()
+    # What a saved scene comes back with: else one scan under the mask of another.
+    slicer.app.applicationLogic().GetSelectionNode().SetActiveVolumeID(volumeNode.GetID())
 
 
 def showCurves(chart) -> None:
