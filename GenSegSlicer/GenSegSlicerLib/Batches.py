@@ -46,9 +46,7 @@ class Batches:
 
     def checkRemovable(self) -> None:
         """Raises StudyFaults where a batch holds files that segmenting did not write."""
-        faults = [fault for batch in self._own() for fault in _foreignFaults(batch)]
-        if faults:
-            raise StudyFaults(faults)
+        _checkForeign(self._own())
 
     def remove(self) -> None:
         """Delete the batches with their notes: without the run nobody could read their masks."""
@@ -58,9 +56,7 @@ class Batches:
     @staticmethod
     def removeOne(batch: Path) -> None:
         """Delete one batch. Raises StudyFaults where it holds other files; then nothing was deleted."""
-        faults = _foreignFaults(batch)
-        if faults:
-            raise StudyFaults(faults)
+        _checkForeign([batch])
         _delete(batch)
 
     @staticmethod
@@ -114,13 +110,17 @@ def _delete(batch: Path) -> None:
         _noteOf(batch).unlink(missing_ok=True)
 
 
-def _foreignFaults(batch: Path) -> list[Fault]:
-    foreign = sorted(_foreignFiles(batch)) if batch.is_dir() else []
-    if not foreign:
-        return []
-    rule = _("The folder {folder} holds files that segmenting did not write: {files}.")
-    rule = rule.format(folder=batch, files=", ".join(foreign[:5]) + (" …" if len(foreign) > 5 else ""))
-    return [Fault(_nameOfModel(batch), rule, _("Move them to another place first."))]
+def _checkForeign(batches: list[Path]) -> None:
+    """Raises StudyFaults with every batch that holds files that segmenting did not write."""
+    faults = []
+    for batch in batches:
+        foreign = sorted(_foreignFiles(batch)) if batch.is_dir() else []
+        if foreign:
+            rule = _("The folder {folder} holds files that segmenting did not write: {files}.")
+            rule = rule.format(folder=batch, files=", ".join(foreign[:5]) + (" …" if len(foreign) > 5 else ""))
+            faults.append(Fault(_nameOfModel(batch), rule, _("Move them to another place first.")))
+    if faults:
+        raise StudyFaults(faults)
 
 
 def _foreignFiles(batch: Path) -> list[str]:

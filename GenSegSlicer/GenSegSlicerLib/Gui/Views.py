@@ -44,7 +44,10 @@ def showCurves(chart) -> None:
     """A chart in a plot view beside the slice views."""
     manager = slicer.app.layoutManager()
     if manager is not None:
+        volume = slicer.mrmlScene.GetNodeByID(_before.get("volume") or "none")
         _leavePair(manager)
+        if volume is not None:
+            slicer.util.setSliceViewerLayers(background=volume, fit=True)
         if manager.threeDViewCount > 0:
             _beforeCurves[:] = [manager.layout]
     slicer.modules.plots.logic().ShowChartInLayout(chart)
@@ -55,7 +58,7 @@ def isPairShown() -> bool:
 
 
 def _leavePair(manager) -> None:
-    """Views as they were before a pair was looked at; its nodes, far from the scans, go."""
+    """Layout and slice views as they were before a pair was looked at; its nodes, far from the scans, go."""
     if not _before:
         return
     Gallery.hide(slicer.mrmlScene)
@@ -66,9 +69,6 @@ def _leavePair(manager) -> None:
         if node is not None:
             node.GetSliceToRAS().DeepCopy(matrix)
             node.UpdateMatrices()
-    volume = slicer.mrmlScene.GetNodeByID(_before["volume"] or "none")
-    if volume is not None:
-        slicer.util.setSliceViewerLayers(background=volume, fit=True)
     _before.clear()
 
 
