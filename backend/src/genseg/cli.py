@@ -16,7 +16,7 @@ from genseg import __version__
 from genseg.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, Fault, InputFaults
 from genseg.runfolder import need_free
 from genseg.session import Session, serve, use_utf8
-from genseg.settings import Method, Settings, parse_budget
+from genseg.settings import Method, Part, Settings, parse_budget
 
 app = typer.Typer(
     help="Train a generator and a segmenter jointly from a handful of labelled scans.",
@@ -142,7 +142,14 @@ def train(
     labelled: Annotated[Optional[int], typer.Option(min=1, help="Draw so many labelled scans.")] = None,
     unlabelled: Annotated[Optional[int], typer.Option(min=0, help="Take so many of the others, unlabelled.")] = None,
     seed: Seed = 0,
-    method: Annotated[Method, typer.Option(help="How to train.")] = "genseg",
+    method: Annotated[Literal[Method, "auto"], typer.Option(help="How to train.")] = "auto",
+    learn_unlabelled: Annotated[
+        bool,
+        typer.Option("--learn-unlabelled/--no-learn-unlabelled", help="Learn from the scans without labels, too."),
+    ] = True,
+    without: Annotated[
+        Optional[list[Part]], typer.Option(help="Leave a part of versemi out, for an ablation.", hidden=True)
+    ] = None,
     generator: Annotated[Literal["spade"], typer.Option(help="Generator network.")] = "spade",
     segmenter: Annotated[Literal["dynunet"], typer.Option(help="Segmenter network.")] = "dynunet",
     budget: Annotated[
@@ -175,6 +182,8 @@ def train(
         dataset=dataset.absolute(),
         out=(out or Path(tempfile.gettempdir()) / "genseg-profile").absolute(),
         method=method,
+        learn_unlabelled=learn_unlabelled,
+        without=without or [],
         labelled=labelled,
         unlabelled=unlabelled,
         seed=seed,

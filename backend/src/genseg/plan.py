@@ -42,6 +42,14 @@ class Normalisation(BaseModel):
     std: float = 1.0
 
 
+class Prompts(BaseModel):
+    """Of a network that is asked with prompts, one a structure; the last of them means "any foreground"."""
+
+    count: int  # of all prompts that the network knows
+    tasks: list[int]  # the prompt of each of the study's structures
+    dynamic: bool = True  # whether a prompt makes a head of its own; else they share one ordinary last layer
+
+
 class Plan(BaseModel):
     """Working grid, network and batch of a run. Axes are in array order: (z, y, x), or (y, x) where dims is 2."""
 
@@ -60,6 +68,7 @@ class Plan(BaseModel):
     kernels: list[int]
     strides: list[int]
     deep_supervision: bool
+    prompts: Prompts | None = None  # None: an ordinary network
     precision: Literal["bf16", "fp32"]
     memory_mb: int  # estimate of what training needs beside the scans
     notes: list[str]  # the reasons, in sentences for the user

@@ -17,7 +17,7 @@ from genseg.errors import Fault, InputFaults
 from genseg.events import EventLog, Progress
 from genseg.imageio import Scan, UnusableImage, read_label, read_scan
 from genseg.methods.synthesis import layout_of
-from genseg.plan import Plan, make_plan
+from genseg.plan import Plan, Prompts, make_plan
 from genseg.preprocess import WorkingCase, colours_of, label_to_working_grid, to_working_grid
 from genseg.runfolder import RunFolder
 from genseg.settings import Settings
@@ -27,6 +27,7 @@ from genseg.versions import version_of
 NEEDED_MB = 500  # for checkpoints, synthetic pairs, model and report
 T = TypeVar("T")
 STYLE_SCANS = 64  # unlabelled scans whose looks the generator may borrow
+MOST_UNLABELLED = 400  # unlabelled scans that the teacher looks at
 
 
 @dataclass
@@ -44,22 +45,26 @@ def prepare(settings: Settings, log: EventLog) -> Prepared:
     """For a new run. Raises InputFaults with every fault of the study."""
     device = find_device(settings.device)
     study = draw(read_study(settings.dataset), settings.labelled, settings.unlabelled, settings.seed)
+    settings.resolve(bool(study.unlabeled))
     log.emit(Progress(phase="prepare", step=0, total=len(study.training)))  # checking and planning may take minutes
     for note in check_study(study, settings.out, NEEDED_MB).notes:
         log.warn("study_note", note)
-    return load(study, None, device, log)
+    return load(study, None, settings, device, log)
 
 
 def prepare_again(run: RunFolder, settings: Settings, log: EventLog) -> Prepared:
     """For a run that goes on: its study and plan as they were saved."""
-    return load(Study.load(run.study), Plan.load(run.plan), find_device(settings.device), log)
+    return load(Study.load(run.study), Plan.load(run.plan), settings, find_device(settings.device), log)
 
 
-def load(study: Study, plan: Plan | None, device: Device, log: EventLog) -> Prepared:
+def load(study: Study, plan: Plan | None, settings: Settings, device: Device, log: EventLog) -> Prepared:
     """Read the scans and bring them to the working grid. Raises InputFaults with every scan that cannot be read."""
     pairs = _read_all(study.training, lambda case: _read(case, study))
     if plan is None:
         plan = make_plan([scan for scan, _ in pairs], [label for _, label in pairs], study.labels, device)
+        if settings.mixes:
+            tasks = list(range(plan.classes - 1))
+            plan.prompts = Prompts(count=plan.classes, tasks=tasks, dynamic="prompts" not in settings.without)
     labelled = []
     for number, (case, (scan, label)) in enumerate(zip(study.training, pairs, strict=True), start=1):
         image = to_working_grid(scan, plan)
@@ -68,13 +73,17 @@ def load(study: Study, plan: Plan | None, device: Device, log: EventLog) -> Prep
         layout = layout_of(image, working, plan.classes)
         labelled.append(WorkingCase(case.id, image.to(device.torch), layout.to(device.torch), colours_of(scan, plan)))
         log.emit(Progress(phase="prepare", step=number, total=len(pairs)))
-    step = max(1, len(study.unlabeled) // STYLE_SCANS)
-    styles = study.unlabeled[::step][:STYLE_SCANS]
-    unlabelled = _read_all(styles, lambda case: _style_scan(case, plan, device))
+    some = _evenly(study.unlabeled, MOST_UNLABELLED if settings.mixes else STYLE_SCANS) if settings.learn_unlabelled else []
+    unlabelled = _read_all(some, lambda case: _unlabelled_scan(case, plan, device))
     return Prepared(study, plan, device, labelled, unlabelled)
 
 
-def _style_scan(case: Case, plan: Plan, device: Device) -> WorkingCase:
+def _evenly(cases: list[Case], most: int) -> list[Case]:
+    """At most so many of them, from everywhere in the list."""
+    return cases[:: max(1, len(cases) // most)][:most]
+
+
+def _unlabelled_scan(case: Case, plan: Plan, device: Device) -> WorkingCase:
     scan = read_scan(case.images)
     return WorkingCase(case.id, to_working_grid(scan, plan).to(device.torch), None, colours_of(scan, plan))
 

@@ -1,9 +1,10 @@
 """How far a run is, and what holds at that point: learning rate, stages, held-out scans."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from genseg.methods.joint import Stage
+from genseg.methods.versemi import ramp
 from genseg.settings import Settings
 
 PRETRAIN_SHARE = 0.08  # of the time; in iterations: a quarter as many generator steps as segmenter steps
@@ -83,19 +84,20 @@ def stage_at(progress: float, step: int, patients: list[str], settings: Settings
     """
     if settings.method == "supervised" or progress < SYNTHETIC_FROM:
         return Stage()
-    if progress >= LEVEL3_UNTIL:
-        return Stage(synthetic=True)
-    if settings.method == "separate" or settings.synthetic_weight == 0:
-        return Stage(synthetic=True, level1=True)
+    consistency = ramp(progress, SYNTHETIC_FROM) if settings.mixes else None
+    if not settings.generates:
+        return Stage(consistency=consistency)
+    common = Stage(synthetic=True, level1=progress < LEVEL3_UNTIL, consistency=consistency)
+    if not common.level1 or not settings.closes_the_loop or settings.synthetic_weight == 0:
+        return common
     names = list(dict.fromkeys(patients))
     everything = range(len(patients))
     if len(names) == 1:
-        return Stage(synthetic=True, level1=True, level3=True, validation=list(everything))
+        return replace(common, level3=True, validation=list(everything))
     folds = min(FOLDS, len(names))
     held_out = set(names[(step + WINDOW // 4) // WINDOW % folds :: folds])
-    return Stage(
-        synthetic=True,
-        level1=True,
+    return replace(
+        common,
         level3=True,
         train=[i for i in everything if patients[i] not in held_out],
         validation=[i for i in everything if patients[i] in held_out],

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from genseg.runfolder import read_model, write_json
 
-Method = Literal["genseg", "separate", "supervised"]
+Method = Literal["genseg+versemi", "versemi", "genseg", "separate", "supervised"]
+Part = Literal["prompts", "auxiliary", "synthetic-task", "consistency", "teacher"]  # of versemi
 BUDGETS = {"quick": 5 * 60.0, "standard": 30 * 60.0, "thorough": 2 * 3600.0}
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -31,7 +32,7 @@ class Settings(BaseModel):
 
     dataset: Path = Field(description="dataset.json, its folder, an nnU-Net raw folder or a pair of folders")
     out: Path = Field(description="run folder; must not exist yet, or be empty")
-    method: Method = "genseg"
+    method: Method | Literal["auto"] = "auto"
     labelled: int | None = Field(default=None, ge=1, description="labelled scans to draw with the seed; all by default")
     unlabelled: int | None = Field(default=None, ge=0, description="of the other scans, so many without their labels")
     seed: int = Field(default=0, ge=0)
@@ -39,12 +40,36 @@ class Settings(BaseModel):
     iterations: int | None = Field(default=None, ge=1, description="segmenter steps, instead of a budget")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     init: Path | None = Field(default=None, description="run folder or bundle to start the segmenter from")
+    learn_unlabelled: bool = Field(
+        default=True, description="learn from the scans without labels; else they are only segmented"
+    )
+    without: list[Part] = Field(default=[], description="parts of versemi to leave out, for an ablation")
     synthetic_weight: float | None = Field(
         default=None, ge=0, description="fix the weight of the synthetic loss instead of learning it; 0 switches it off"
     )
     generator: Literal["spade"] = "spade"
     segmenter: Literal["dynunet"] = "dynunet"
     versions: dict[str, str] = Field(default_factory=dict, description="of Python and the libraries, filled at start")
+
+    def resolve(self, unlabelled: bool) -> None:
+        """Choose the method where that was left open; `unlabelled`: whether the study has scans without labels."""
+        if self.method == "auto":
+            self.method = "genseg+versemi" if unlabelled and self.learn_unlabelled else "genseg"
+
+    @property
+    def generates(self) -> bool:
+        """Whether there is a generator."""
+        return self.method in ("genseg+versemi", "genseg", "separate")
+
+    @property
+    def closes_the_loop(self) -> bool:
+        """Whether the segmenter shapes the generator."""
+        return self.method in ("genseg+versemi", "genseg")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether there are prompts, mixed images and a teacher of the scans without labels."""
+        return self.method in ("genseg+versemi", "versemi")
 
     def save(self, path: Path) -> None:
         write_json(path, self.model_dump(mode="json"))

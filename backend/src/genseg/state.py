@@ -16,6 +16,7 @@ from genseg.errors import RunFailed
 from genseg.methods.joint import Joint, Synthesis
 from genseg.methods.level3 import MetaParameters
 from genseg.methods.synthesis import CLUSTERS, Sources, meta_plan
+from genseg.methods.versemi import Mixing
 from genseg.networks import build_discriminator, build_generator, build_segmenter
 from genseg.plan import Plan
 from genseg.prepare import Prepared
@@ -185,7 +186,8 @@ def build_state(prepared: Prepared, settings: Settings) -> RunState:
         optimiser=torch.optim.AdamW(segmenter.parameters(), weight_decay=WEIGHT_DECAY),
         average=average,
         agreement=torch.zeros((), device=device),
-        synthesis=None if settings.method == "supervised" else _build_synthesis(prepared, settings),
+        synthesis=_build_synthesis(prepared, settings) if settings.generates else None,
+        mixing=_build_mixing(prepared, settings, average) if settings.mixes else None,
     )
     return RunState(joint, average, prepared, settings)
 
@@ -210,8 +212,13 @@ def _build_synthesis(prepared: Prepared, settings: Settings) -> Synthesis:
         meta_sampler=Sampler(prepared.labelled, smaller),
         meta_batch=batch,
         layouts=layouts,
-        closed_loop=settings.method == "genseg",
+        closed_loop=settings.closes_the_loop,
     )
+
+
+def _build_mixing(prepared: Prepared, settings: Settings, average: Average) -> Mixing:
+    unlabelled = Sampler(prepared.unlabelled, prepared.plan) if prepared.unlabelled else None
+    return Mixing(unlabelled, average.network, frozenset(settings.without))
 
 
 def _seeded(seed: int, name: str, build: Callable[[], Network]) -> Network:

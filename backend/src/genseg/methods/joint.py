@@ -24,6 +24,7 @@ from genseg.methods.losses import (
     segmentation_loss,
 )
 from genseg.methods.synthesis import Sources, SyntheticDraw, label_of, soft_label_of, synthesise
+from genseg.methods.versemi import Mixing, labelled_side, mix_loss, mixed_image, taught_side
 from genseg.networks.generator import SpadeGenerator, style_of
 from genseg.plan import Plan
 from genseg.randomness import stream
@@ -68,6 +69,7 @@ class Stage:
     synthetic: bool = False
     level1: bool = False
     level3: bool = False
+    consistency: float | None = None  # weight of what the teacher says of scans without labels; None: nothing is mixed
     train: list[int] | None = None  # None: all labelled scans
     validation: list[int] = field(default_factory=list)
 
@@ -85,11 +87,14 @@ class Joint:
     average: Averaged
     agreement: Tensor  # running Dice of the segmenter on augmented real pairs, 0-dim
     synthesis: Synthesis | None = None
+    mixing: Mixing | None = None
 
     def step(self, step: int, stage: Stage) -> dict[str, float]:
         """One step of level 2, and of levels 1 and 3 when due. → losses and what level 3 learned."""
         synthetic = self._with_synthetic(step, stage)
-        n = max(1, self.plan.batch - self._half) if synthetic else self.plan.batch  # synthetic pairs take their place
+        mixed = self.mixing is not None and stage.consistency is not None
+        # Synthetic pairs and mixed images take the place of real pairs.
+        n = max(1, self.plan.batch - self._half) if synthetic or mixed else self.plan.batch
         image, layout = self._real_pairs(n, step, stage)
         label, seen = label_of(layout, self.plan.classes), {}
         with self.device.autocast():
@@ -104,8 +109,10 @@ class Joint:
         if stage.synthetic and self.synthesis is not None:
             if stage.level3 and step % META_EVERY == 0:  # before the step: it unrolls this very step
                 seen |= self._level3(self.synthesis, step, stage)
-            if synthetic:
+            if synthetic and not mixed:
                 seen |= self._synthetic_gradient(self.synthesis, step, stage)
+        if self.mixing is not None and mixed:
+            seen |= self._mixed_gradient(self.mixing, step, stage, synthetic)
 
         nn.utils.clip_grad_norm_(self.segmenter.parameters(), GRADIENT_CLIP)
         self.optimiser.step()
@@ -115,12 +122,12 @@ class Joint:
             seen |= self._level1(self.synthesis, image[half], layout[half], step, self.synthesis.closed_loop)
         return seen
 
-    def _real_pairs(self, n: int, step: int, stage: Stage) -> tuple[Tensor, Tensor]:
+    def _real_pairs(self, n: int, step: int, stage: Stage, name: str = "real") -> tuple[Tensor, Tensor]:
         """n real images [n, C, *patch] and layouts [n, *patch]; with a generator they, too, take from other scans."""
-        draw = self.sampler.draw(n, stream(self.seed, "real", step), stage.train)
+        draw = self.sampler.draw(n, stream(self.seed, name, step), stage.train)
         if self.synthesis is None or self.synthesis.meta.fixed_weight == 0:
             return self.sampler.load(draw)
-        return self.synthesis.sources.vary(draw, self.sampler, stream(self.seed, "real shape", step), stage.train)
+        return self.synthesis.sources.vary(draw, self.sampler, stream(self.seed, f"{name} shape", step), stage.train)
 
     @property
     def _half(self) -> int:
@@ -140,20 +147,58 @@ class Joint:
 
     def _synthetic_gradient(self, s: Synthesis, step: int, stage: Stage) -> dict[str, float]:
         """Adds the gradient of γ L(S(G(m̂)), m̂) over the pairs that the segmenter can read."""
+        image, label, wanted = self._synthetic_pairs(s, step, stage)
+        with self.device.autocast():
+            logits = self.segmenter(image)
+        kept = wanted * self._readable(_finest(logits.detach(), label), label)
+        loss = (deep_segmentation_loss(logits, label) * kept).mean()
+        (s.meta.weight().detach() * loss).backward()
+        return {"loss/synthetic": float(loss.detach()), "synthetic/kept": float(kept.mean())}
+
+    def _synthetic_pairs(self, s: Synthesis, step: int, stage: Stage) -> tuple[Tensor, Tensor, Tensor]:
+        """→ images [n, C, *patch], labels [n, *patch] int64, and [n] 1 or 0: whether the user wants the pair."""
         rng = stream(self.seed, "synthetic", step)
         draw = SyntheticDraw.make(self._half, self.sampler, s.sources, s.generator, rng, stage.train)
         strength = {name: value.detach() for name, value in s.meta.strength().items()}
         layout = draw.layout(self.sampler, strength)
         with torch.no_grad(), self.device.autocast():
             image = synthesise(draw, one_hot(layout, s.layouts), s.generator, None, s.meta, strength)
-        label = label_of(layout, self.plan.classes)
+        return image, label_of(layout, self.plan.classes), draw.wanted.to(image.device)
+
+    def _readable(self, logits: Tensor, label: Tensor) -> Tensor:
+        """[n] 1 where the segmenter agrees with a synthetic pair well enough for it to be learned from, else 0."""
+        return (dice_agreement(logits, label) >= GATE * self.agreement).float()
+
+    def _mixed_gradient(self, m: Mixing, step: int, stage: Stage, synthetic: bool) -> dict[str, float]:
+        """Adds the gradient of VerSemi's losses on mixed images; see methods/versemi.py."""
+        rng, classes = stream(self.seed, "mix", step), self.plan.classes
+        seen: dict[str, float] = {}
+        if synthetic and self.synthesis is not None:  # synthetic pairs join the mixes
+            image, label, wanted = self._synthetic_pairs(self.synthesis, step, stage)
+            with torch.no_grad(), self.device.autocast():
+                kept = wanted * self._readable(m.teacher(image), label)
+            seen["synthetic/kept"] = float(kept.mean())
+            a = labelled_side(image.float(), label, classes, kept * self.synthesis.meta.weight().detach())
+        else:
+            image, layout = self._real_pairs(self._half, step, stage, "mix real")
+            a = labelled_side(image, label_of(layout, classes), classes)
+        if m.unlabelled is not None:
+            weight = 0.0 if "consistency" in m.without or stage.consistency is None else stage.consistency
+            teacher = self.segmenter if "teacher" in m.without else m.teacher
+            with self.device.autocast():
+                b = taught_side(m.unlabelled, teacher, self._half, rng, weight)
+        else:
+            image, layout = self._real_pairs(self._half, step, stage, "mix other")
+            b = labelled_side(image, label_of(layout, classes), classes)
+        image, at_a = mixed_image(a, b, rng)
+        target = torch.where(at_a[:, None], a.target, b.target)
+        weight = torch.where(at_a, a.weight, b.weight)
+        of_tasks = weight * ~at_a if "auxiliary" in m.without else weight
         with self.device.autocast():
-            logits = self.segmenter(image)
-        kept = (dice_agreement(_finest(logits.detach(), label), label) >= GATE * self.agreement).float()
-        kept = kept * draw.wanted.to(kept.device)
-        loss = (deep_segmentation_loss(logits, label) * kept).mean()
-        (s.meta.weight().detach() * loss).backward()
-        return {"loss/synthetic": float(loss.detach()), "synthetic/kept": float(kept.mean())}
+            of_any = None if "synthetic-task" in m.without else weight
+            loss = mix_loss(self.segmenter, image, target, of_tasks, of_any).mean()
+        loss.backward()
+        return seen | {"loss/mixed": float(loss.detach()), "mix/sure": float((b.weight > 0).float().mean())}
 
     def _level1(self, s: Synthesis, image: Tensor, layout: Tensor, step: int, closed_loop: bool) -> dict[str, float]:
         """One step of discriminator and generator on a real batch."""

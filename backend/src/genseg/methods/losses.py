@@ -7,17 +7,24 @@ from torch import Tensor
 SMOOTH = 1e-5
 
 
-def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
+def segmentation_loss(logits: Tensor, target: Tensor, where: Tensor | None = None) -> Tensor:
     """Soft Dice + cross-entropy, one number a sample [n], so that single samples can be weighed or left out.
 
     logits: [n, K, *patch]. target: int64 indices [n, *patch] or shares [n, K, *patch].
-    Dice is taken over the structures, not the background, each sample for itself.
+    Dice is taken over the structures, not the background, each sample for itself. `where`: weight of each voxel
+    [n, *patch], 0..1; one that counts nothing is as if it lay outside the patch.
     """
     logits = logits.float()
     soft = target if target.ndim == logits.ndim else one_hot(target, logits.shape[1])
     log_p = F.log_softmax(logits, 1)
-    cross_entropy = -(soft * log_p).sum(1).flatten(1).mean(1)
+    cross_entropy = -(soft * log_p).sum(1).flatten(1)
     p, t = log_p.exp()[:, 1:].flatten(2), soft[:, 1:].flatten(2)
+    if where is None:
+        cross_entropy = cross_entropy.mean(1)
+    else:
+        counted = where.flatten(1)
+        cross_entropy = (cross_entropy * counted).sum(1) / counted.sum(1).clamp_min(1)
+        p, t = p * counted[:, None], t * counted[:, None]
     dice = (2 * (p * t).sum(-1) + SMOOTH) / (p.sum(-1) + t.sum(-1) + SMOOTH)
     return cross_entropy + (1 - dice).mean(1)
 

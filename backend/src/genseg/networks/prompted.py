@@ -1,0 +1,128 @@
+"""A segmenter that is told what to look for: one network, a prompt for each structure (VerSemi's dynamic head).
+
+This file needs torch and MONAI alone: exported bundles carry a copy of it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import DynUNet
+from torch import Tensor, nn
+
+WIDTH = 8  # channels of a dynamic head's layers: WIDTH → WIDTH → WIDTH → 1
+SIZES = (WIDTH * WIDTH, WIDTH, WIDTH * WIDTH, WIDTH, WIDTH, 1)  # weight and bias of each layer
+
+
+class DynUNetFeatures(DynUNet):
+    """MONAI's DynUNet without its last layer.
+
+    [n, C, *patch] → finest features [n, f, *patch], bottleneck [n, b, *coarsest], and in training with deep
+    supervision the coarser heads' logits [n, classes, *their size], finest first.
+    """
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        del self.output_block, self.skip_layers  # the latter names the same blocks again
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        skips = [self.input_block(x)]
+        for down in self.downsamples:
+            skips.append(down(skips[-1]))
+        deepest = self.bottleneck(skips[-1])
+        ups = [deepest]
+        for up, skip in zip(self.upsamples, reversed(skips), strict=True):
+            ups.append(up(ups[-1], skip))
+        coarser: list[Tensor] = []
+        if self.training and self.deep_supervision:
+            coarser = [head(x) for head, x in zip(self.deep_supervision_heads, ups[-2::-1], strict=False)]
+        return ups[-1], deepest, coarser
+
+
+class DynamicHead(nn.Module):
+    """For each sample and prompt three 1-wide convolutions, whose weights a controller tells from both.
+
+    features [n, f, *patch], bottleneck [n, b, *coarsest] → logits [n, len(prompts), *patch].
+    A linear controller on (pooled bottleneck ‖ one-hot prompt) is the sum of what it tells from either.
+    """
+
+    def __init__(self, dims: int, features: int, bottleneck: int, prompts: int):
+        super().__init__()
+        self.reduce = (nn.Conv2d if dims == 2 else nn.Conv3d)(features, WIDTH, 1)
+        self.of_prompt = nn.Parameter(torch.zeros(prompts, sum(SIZES)))
+        self.of_image = nn.Linear(bottleneck, sum(SIZES), bias=False)
+        nn.init.zeros_(self.of_image.weight)  # at first an ordinary head for each prompt
+        for part in (0, 2, 4):
+            start = sum(SIZES[:part])
+            nn.init.normal_(self.of_prompt.data[:, start : start + SIZES[part]], std=(2 / WIDTH) ** 0.5)
+
+    def forward(self, features: Tensor, bottleneck: Tensor, prompts: Sequence[int]) -> Tensor:
+        n, count = len(features), len(prompts)
+        pooled = bottleneck.flatten(2).mean(2)
+        told = self.of_image(pooled)[:, None] + self.of_prompt[list(prompts)]
+        w1, b1, w2, b2, w3, b3 = told.flatten(0, 1).split(SIZES, 1)
+        x = F.leaky_relu(self.reduce(features), 0.01).flatten(2)
+        # Every prompt's first layer sees the same features: one product a sample.
+        x = w1.reshape(n, count * WIDTH, WIDTH) @ x + b1.reshape(n, -1, 1)
+        x = F.leaky_relu(x, 0.01).view(n * count, WIDTH, -1)
+        x = F.leaky_relu(w2.reshape(-1, WIDTH, WIDTH) @ x + b2[..., None], 0.01)
+        x = w3.reshape(-1, 1, WIDTH) @ x + b3[..., None]
+        return x.view(n, count, *features.shape[2:])
+
+
+class StaticHead(nn.Module):
+    """The same without prompts: one output channel each, as any network has (the ablation)."""
+
+    def __init__(self, dims: int, features: int, prompts: int):
+        super().__init__()
+        self.out = (nn.Conv2d if dims == 2 else nn.Conv3d)(features, prompts, 1)
+
+    def forward(self, features: Tensor, bottleneck: Tensor, prompts: Sequence[int]) -> Tensor:
+        logits: Tensor = self.out(features)
+        return logits[:, list(prompts)]
+
+
+class PromptedSegmenter(nn.Module):
+    """Backbone and head behind the interface of any segmenter.
+
+    [n, C, *patch] → logits [n, 1 + tasks, *patch], the background's always 0; with deep supervision in training
+    [n, heads, 1 + tasks, *patch]. The last prompt means "any foreground".
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, prompts: int, tasks: Sequence[int]):
+        super().__init__()
+        self.backbone, self.head, self.prompts, self.tasks = backbone, head, prompts, list(tasks)
+
+    def forward(self, image: Tensor) -> Tensor:
+        features, bottleneck, coarser = self.backbone(image)
+        logits = _with_background(self.head(features, bottleneck, self.tasks))
+        if not coarser:
+            return logits
+        chosen = [0, *(1 + task for task in self.tasks)]
+        return torch.stack([logits, *(F.interpolate(x[:, chosen], logits.shape[2:]) for x in coarser)], 1)
+
+    def ask(self, image: Tensor, prompts: Sequence[int]) -> Tensor:
+        """Logits [n, len(prompts), *patch] of any prompts, without background and coarser heads."""
+        features, bottleneck, _ = self.backbone(image)
+        logits: Tensor = self.head(features, bottleneck, prompts)
+        return logits
+
+    @property
+    def any_foreground(self) -> int:
+        """The prompt of the synthetic task."""
+        return self.prompts - 1
+
+
+def _with_background(logits: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)
+
+
+def prompted_dynunet(prompts: int, tasks: Sequence[int], dynamic: bool, **arguments: Any) -> PromptedSegmenter:
+    """`arguments` are DynUNet's. `tasks`: the prompts that `forward` asks, in the order of the study's structures."""
+    dims, filters = arguments["spatial_dims"], arguments["filters"]
+    backbone = DynUNetFeatures(**arguments)
+    head = (
+        DynamicHead(dims, filters[0], filters[-1], prompts) if dynamic else StaticHead(dims, filters[0], prompts)
+    )
+    return PromptedSegmenter(backbone, head, prompts, tasks)
