@@ -18,7 +18,7 @@ from GenSegSlicerLib.Translate import _
 SILENCE = 120.0  # seconds without an event after which a run without end counts as interrupted
 _TAIL = 1 << 16  # bytes of events.jsonl in which its end is looked for
 _REMOVING = ".part-removing-"
-_METHODS = ("genseg", "separate", "supervised")
+_METHODS = ("genseg+versemi", "versemi", "genseg", "separate", "supervised")
 
 # Everything a run writes (docs/run-folder.md), the module's own list of excluded pairs, and what desktops leave.
 _OWN = {
@@ -43,7 +43,8 @@ class Run:
     """One run folder as it was when it was looked at.
 
     date: seconds since 1970 of its first start. dice: mean of the test scans, 0..1, None where there is none.
-    labels: names of the structures. labelled, unlabelled, tested: numbers of scans. size: bytes.
+    labels: names of the structures. labelled, unlabelled, tested: numbers of scans. learnsUnlabelled: whether the
+    scans without labels were learned from as well. size: bytes.
     seconds: of training, None before an end. usable: it has a model. resumable: it can be gone on with.
     """
 
@@ -56,6 +57,7 @@ class Run:
     labelled: int = 0
     unlabelled: int = 0
     tested: int = 0
+    learnsUnlabelled: bool = True
     size: int = 0
     seconds: float | None = None
     usable: bool = False
@@ -131,7 +133,8 @@ def isRunFolder(path: Path) -> bool:
 def readRun(path: Path, running: bool | None = None) -> Run:
     """What a run folder tells. `running`: whether it is known to run. Missing or broken files count as empty."""
     path = Path(path)
-    study, ended = readJson(path / "study.json"), _lastEnd(path / "events.jsonl")
+    study, settings = readJson(path / "study.json"), readJson(path / "settings.json")
+    ended = _lastEnd(path / "events.jsonl")
     usable = (path / "checkpoints" / "best.safetensors").is_file()
     begun = (path / "checkpoints" / "last.safetensors").is_file()
     kind = _kind(path, ended, usable or begun, running)
@@ -139,13 +142,14 @@ def readRun(path: Path, running: bool | None = None) -> Run:
     return Run(
         path=path,
         kind=kind,
-        method=str(readJson(path / "settings.json").get("method", "")),
+        method=str(settings.get("method", "")),
         date=_date(path),
         dice=_dice(readJson(path / "metrics.json")),
         labels=[str(label.get("name")) for label in labels if label.get("value") != 0],
         labelled=len(study.get("training") or []),
         unlabelled=len(study.get("unlabeled") or []),
         tested=len(study.get("test") or []),
+        learnsUnlabelled=settings.get("learn_unlabelled") is not False,
         size=_size(path),
         seconds=None if ended is None else ended.get("seconds"),
         usable=usable,
@@ -166,6 +170,8 @@ def describe(run: Run) -> str:
     parts = [kinds[run.kind], _("Begun on {date}, method {method}.").format(date=when, method=run.method)]
     counts = _("Labeled scans: {labelled}; to segment: {unlabelled}; test: {tested}.")
     parts.append(counts.format(labelled=run.labelled, unlabelled=run.unlabelled, tested=run.tested))
+    if run.unlabelled and not run.learnsUnlabelled:
+        parts.append(_("Nothing was learned from the scans to segment."))
     if run.labels:
         parts.append(_("Structures: {names}.").format(names=", ".join(run.labels)))
     if run.dice is not None:

@@ -111,6 +111,19 @@ def test_the_newest_run_comes_first_and_what_is_no_run_is_left_out(tmp_path):
     assert RunList(tmp_path / "none").runs() == []
 
 
+@pytest.mark.parametrize("method", ["genseg+versemi", "versemi", "genseg", "separate", "supervised"])
+def test_a_run_of_every_method_is_listed_and_says_where_nothing_was_learned_from_scans_to_segment(tmp_path, method):
+    settings = {"dataset": "/d", "out": "/o", "method": method}
+    said = {}
+    for learns in (True, False, None):  # None: a run from before there was a choice
+        folder = makeRun(tmp_path / str(learns) / "run")
+        chosen = {} if learns is None else {"learn_unlabelled": learns}
+        (folder / "settings.json").write_text(json.dumps(settings | chosen), encoding="utf-8")
+        said[learns] = describe(one(folder.parent))
+    assert all(f"method {method}." in text for text in said.values())
+    assert [learns for learns, text in said.items() if "Nothing was learned from the scans" in text] == [False]
+
+
 @pytest.mark.parametrize("name", ["study.json", "metrics.json", "events.jsonl"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"labels": null, "test": {"mean": []}}'])
 def test_a_damaged_file_never_breaks_the_list(tmp_path, name, content):
