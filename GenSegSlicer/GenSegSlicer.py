@@ -54,6 +54,10 @@ class GenSegSlicer(ScriptedLoadableModule):
         self.parent.helpText = _(
             "Label a few scans, press one button: a generator of synthetic scans and a segmentation network learn "
             "together on this computer, and the other scans come back segmented. Nothing is uploaded. "
+            "Scans marked 'To segment' are learned from as well, without labels: from how they look, and by finding "
+            "the same in them again when they are seen in another way. The check box 'Learn from the scans to segment, "
+            "too' turns that off: when they are of another kind than the labeled ones, or to judge the model on scans "
+            "it has never seen. They are segmented in any case. "
             'See <a href="https://github.com/GenSegSlicer/SlicerGenSeg">the tutorial</a>.'
         )
         self.parent.acknowledgementText = _(
@@ -71,7 +75,7 @@ class GenSegSlicerParameterNode:
 
     budget: str = "quick"
     minutes: Annotated[int, WithinRange(1, 2880)] = 15
-    method: str = "genseg"
+    method: str = "auto"
     device: str = "auto"
     useUnlabeled: bool = True
     seed: Annotated[int, WithinRange(0, 99999)] = 0

@@ -18,11 +18,14 @@ _OF_SLICER_ALONE = ("PYTHONHOME", "PYTHONPATH", "PYTHONNOUSERSITE", "ITK_AUTOLOA
 
 @dataclass
 class TrainSettings:
-    """What a user chooses for a run. `budget`: seconds of training; `iterations`, where given, takes its place."""
+    """What a user chooses for a run. `budget`: seconds of training; `iterations`, where given, takes its place.
+
+    Without `learnUnlabelled` the scans without labels are segmented all the same, but nothing is learned from them.
+    """
 
     dataset: Path
     out: Path
-    method: str = "genseg"
+    method: str = "auto"
     budget: float = 300.0
     iterations: int | None = None
     device: str = "auto"
@@ -31,6 +34,7 @@ class TrainSettings:
     labelled: int | None = None
     unlabelled: int | None = None
     syntheticWeight: float | None = None
+    learnUnlabelled: bool = True
 
 
 class Backend:
@@ -95,6 +99,7 @@ class Backend:
             "--synthetic-weight": settings.syntheticWeight,
         }
         command += [part for name, value in optional.items() if value is not None for part in (name, str(value))]
+        command += [] if settings.learnUnlabelled else ["--no-learn-unlabelled"]
         return [*command, *_OBSERVED]
 
     def resumeCommand(self, runFolder: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 
 from GenSegSlicerLib.Faults import Fault
@@ -10,6 +10,7 @@ from GenSegSlicerLib.Translate import _
 
 LOG_LINES = 2000  # kept
 LOG_WIDTH = 2000  # characters of a line kept
+MOST_ALIKE = 5  # warnings of one kind that are told outside the log
 
 # What a line of the contract (docs/events.schema.json) must hold to be taken for an event.
 _NUMBER = (int, float)
@@ -123,6 +124,16 @@ class RunProgress:
     def warningFaults(self) -> list[Fault]:
         """The warnings in the same form."""
         return [_fault(event, _("Note")) for event in self.warnings]
+
+    def warningTexts(self) -> list[str]:
+        """The warnings as sentences, in order; of one kind the first MOST_ALIKE, and how many more the log holds."""
+        alike, texts = Counter(), []
+        for event, fault in zip(self.warnings, self.warningFaults(), strict=True):
+            alike[event["code"]] += 1
+            if alike[event["code"]] <= MOST_ALIKE:
+                texts.append(f"{fault.rule} {fault.remedy}".strip())
+        more = sum(max(0, count - MOST_ALIKE) for count in alike.values())
+        return [*texts, _("The log holds {count} more notes like these.").format(count=more)] if more else texts
 
     def _begin(self, event: dict) -> None:
         """A run starts, or goes on: what was true of an earlier part no longer counts, its curves and results do."""

@@ -37,10 +37,9 @@ class StudyExport:
         """Every fault of the study; nothing is written."""
         return self._study(None, None)[0]
 
-    def write(self, folder: Path, useUnlabeled: bool = True, progress: Progress | None = None) -> Path:
+    def write(self, folder: Path, progress: Progress | None = None) -> Path:
         """Write `folder` and return the path of its dataset.json. Raises StudyFaults; then nothing is left behind.
 
-        Without `useUnlabeled` the scans to segment are segmented all the same, but nothing is learned from them.
         A folder that was written here before is replaced; any other folder that holds something is a fault.
         """
         folder = Path(folder).absolute()
@@ -54,8 +53,7 @@ class StudyExport:
             faults, content = self._study(temporary, progress)
             if faults:
                 raise StudyFaults(faults)
-            lists = content if useUnlabeled else _onlySegmented(content)
-            writeJson(temporary / "dataset.json", {"name": folder.name, "generator": _MARK, **lists})
+            writeJson(temporary / "dataset.json", {"name": folder.name, "generator": _MARK, **content})
             _replace(temporary, folder)
         except (OSError, RuntimeError) as error:
             rule = _("The study could not be written to {folder} ({reason}).").format(folder=folder, reason=error)
@@ -163,12 +161,6 @@ class _Work:
         absent = [text.format(name=s.name) for s in self.table.structures if s.value not in self._seen]
         text = _("Nothing is drawn on the test scan '{name}': it is segmented, but not measured.")
         return absent + [text.format(name=name) for name in self._blank]
-
-
-def _onlySegmented(content: dict) -> dict:
-    """Scans to segment become test scans without a reference: a model never learns from those."""
-    waiting = [{k: v for k, v in case.items() if k != "group"} for case in content["unlabeled"]]
-    return content | {"unlabeled": [], "test": content["test"] + waiting}
 
 
 def _allPhotos(scans: list[Scan]) -> bool:

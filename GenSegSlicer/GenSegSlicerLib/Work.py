@@ -74,7 +74,7 @@ class Work:
         run, study = self.session.newRun(self.folder())
         begun, self._preparing = False, True
         try:
-            dataset = self.session.export.write(study, chosen.useUnlabeled, progress)
+            dataset = self.session.export.write(study, progress)
             if self._closings != closings:
                 raise RuntimeError(_("The scene was closed while its scans were written."))
             notes = [*self.session.export.warnings, *self._stranded()]
@@ -112,6 +112,7 @@ class Work:
             device=chosen.device,
             seed=chosen.seed,
             init=Path(chosen.startingModel).expanduser() if chosen.startingModel else None,
+            learnUnlabelled=chosen.useUnlabeled,
         )
 
     def resume(self, runFolder: Path) -> None:

@@ -356,7 +356,7 @@ def test_an_external_python_may_be_named_by_its_environment(tmp_path):
 
 def every(backend: Backend, folder: Path) -> dict[str, list[str]]:
     settings = TrainSettings(
-        folder / "Studie ü", folder / "-run", "supervised", 90.4, None, "cuda:1", folder / "alt", 7, 3, 0, 0.5
+        folder / "Studie ü", folder / "-run", "supervised", 90.4, None, "cuda:1", folder / "alt", 7, 3, 0, 0.5, False
     )
     images = [folder / "a b.nrrd", folder / "脾.nrrd"]
     return {
@@ -370,7 +370,8 @@ def every(backend: Backend, folder: Path) -> dict[str, list[str]]:
 def test_the_commands_carry_every_setting_and_only_absolute_paths(tmp_path):
     commands = every(Backend(SOURCE, Path("/py")), tmp_path)
     assert all(command[:3] == ["/py", "-m", "genseg"] for command in commands.values())
-    train = commands["train"]
+    train = [part for part in commands["train"] if part != "--no-learn-unlabelled"]
+    assert len(train) == len(commands["train"]) - 1
     assert train[3:7] == ["train", str(tmp_path / "Studie ü"), "--out", str(tmp_path / "-run")]
     pairs = dict(zip(train[5:-2:2], train[6:-2:2], strict=True))
     expected = {"--budget": "90s", "--method": "supervised", "--device": "cuda:1", "--init": str(tmp_path / "alt")}
@@ -379,7 +380,9 @@ def test_the_commands_carry_every_setting_and_only_absolute_paths(tmp_path):
     for name in ("train", "resume", "predict"):
         assert commands[name][-2:] == ["--events", "--watch-stdin"]
     by_steps = Backend(SOURCE, Path("/py")).trainCommand(TrainSettings(Path("d"), Path("o"), iterations=12))
-    assert "--budget" not in by_steps and by_steps[by_steps.index("--iterations") + 1] == "12"
+    assert "--budget" not in by_steps and "--no-learn-unlabelled" not in by_steps
+    assert by_steps[by_steps.index("--method") + 1] == "auto"
+    assert by_steps[by_steps.index("--iterations") + 1] == "12"
     assert Path(by_steps[4]).is_absolute()
 
 

@@ -53,7 +53,7 @@ def work(mrml, tmp_path):
     """A session with one labeled scan and one to segment; `work.program` is what is started."""
     work = Work(Session(mrml.scene, mrml.loadVolume), lambda: work.program, lambda backend: None)
     work.program = Program(WAITS)
-    chosen = {"outputFolder": str(tmp_path / "results"), "useUnlabeled": True, "method": "genseg", "device": "cpu"}
+    chosen = {"outputFolder": str(tmp_path / "results"), "useUnlabeled": True, "method": "auto", "device": "cpu"}
     work.parameters = types.SimpleNamespace(**chosen, seed=0, startingModel="", currentRun="")
     mrml.segmentation({"head": blob()}, mrml.volume(noise(), "a"))
     mrml.volume(noise(), "b")

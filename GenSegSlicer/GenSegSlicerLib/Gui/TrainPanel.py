@@ -53,6 +53,9 @@ class TrainPanel:
         ):
             ui.budgetComboBox.addItem(text, key)
         for key, text in (
+            ("auto", _("Automatic: what suits these scans")),
+            ("genseg+versemi", _("Generator and scans to segment teach (GenSeg + VerSemi)")),
+            ("versemi", _("No generator, scans to segment teach (VerSemi)")),
             ("genseg", _("Generator and segmenter learn together (GenSeg)")),
             ("separate", _("Generator learns on its own")),
             ("supervised", _("No generator, only your labels")),
@@ -177,13 +180,13 @@ class TrainPanel:
         show(ui.phaseLabel, self._phase(state, progress))
         ui.progressBar.visible = controller.active
         ui.progressBar.value = int(1000 * progress.fraction)
-        told = [*self.logic.work.notes, *(f"{w.rule} {w.remedy}".strip() for w in progress.warningFaults())]
+        told = [*self.logic.work.notes, *progress.warningTexts()]
         if controller.explanation:
             told.insert(0, controller.explanation)
         show(ui.messageLabel, "\n".join(dict.fromkeys(told)))
-        for widget in (ui.budgetComboBox, ui.minutesSpinBox, ui.deviceComboBox, ui.outputFolderEdit):
+        choices = (ui.budgetComboBox, ui.minutesSpinBox, ui.deviceComboBox, ui.unlabeledCheckBox, ui.outputFolderEdit)
+        for widget in (*choices, ui.advancedCollapsibleButton):
             widget.enabled = not controller.active
-        ui.advancedCollapsibleButton.enabled = not controller.active
 
     def _phase(self, state, progress) -> str:
         words = {
