@@ -177,7 +177,15 @@ def _rotation(angles: Tensor) -> Tensor:
 
 
 def apply_intensity(image: Tensor, draw: IntensityDraw, strength: Strength) -> Tensor:
-    """[n, C, *patch] → the same shape. Order: blur, noise, brightness, contrast, low resolution, gamma."""
+    """[n, C, *patch] → the same shape, float32. Order: blur, noise, brightness, contrast, low resolution, gamma.
+
+    Never in bfloat16: eight bits are fewer than the grey values of a scan.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        return _apply_intensity(image.float(), draw, strength)
+
+
+def _apply_intensity(image: Tensor, draw: IntensityDraw, strength: Strength) -> Tensor:
     d = image.ndim - 2
 
     def wide(numbers: Tensor, name: str) -> Tensor:

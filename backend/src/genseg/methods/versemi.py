@@ -27,6 +27,7 @@ from genseg.settings import Part
 
 BOX = (0.3, 0.7)  # sides of the cuboid, as shares of the patch's
 SURE = 0.6  # probability of the teacher's winning class from which a voxel teaches
+TEMPERATURE = 1.0
 RAMP = 0.2  # of the training, until consistency has its full weight
 
 
@@ -63,7 +64,7 @@ def taught_side(sampler: Sampler, teacher: nn.Module, n: int, rng: torch.Generat
     clean = sampler.load_image(draw, REFERENCE)
     logits = teacher(clean)
     logits = logits[:, 0] if logits.ndim > clean.ndim else logits  # the segmenter itself may be the teacher
-    taught = torch.softmax(logits.float(), 1)
+    taught = torch.softmax(logits.float() / TEMPERATURE, 1)
     sure = (taught.amax(1) > SURE).float()
     image = apply_intensity(clean, draw.intensity.to(clean.device), REFERENCE)
     return Side(image, taught, sure * weight)
