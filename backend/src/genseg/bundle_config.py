@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from genseg.labels import LabelTable
-from genseg.networks.segmenter import ACTIVATION, NORM
+from genseg.networks.segmenter import dynunet_arguments
 from genseg.plan import Normalisation, Plan
 
 VOLUME_FILES = ("*.nii.gz", "*.nii")
@@ -69,19 +69,11 @@ def inference_config(plan: Plan, table: LabelTable, overlap: float) -> dict[str,
 
 def _network(plan: Plan) -> dict[str, Any]:
     """The arguments of genseg.networks.build_segmenter; the export checks that the weights fit."""
-    return {
-        "_target_": "DynUNet",
-        "spatial_dims": plan.dims,
-        "in_channels": plan.channels,
-        "out_channels": plan.classes,
-        "kernel_size": plan.kernels,
-        "strides": plan.strides,
-        "upsample_kernel_size": plan.strides[1:],
-        "filters": plan.filters,
-        "norm_name": list(NORM),
-        "act_name": list(ACTIVATION),
-        "deep_supervision": False,
-    }
+    arguments = {name: list(v) if isinstance(v, tuple) else v for name, v in dynunet_arguments(plan).items()}
+    arguments["deep_supervision"] = False
+    if plan.prompts is None:
+        return {"_target_": "DynUNet"} | arguments
+    return {"_target_": "scripts.prompted.prompted_dynunet"} | plan.prompts.arguments() | arguments
 
 
 def _sliced(plan: Plan) -> int | None:

@@ -16,7 +16,7 @@ from genseg import __version__
 from genseg.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, Fault, InputFaults
 from genseg.runfolder import need_free
 from genseg.session import Session, serve, use_utf8
-from genseg.settings import Method, Part, Settings, parse_budget
+from genseg.settings import PARTS, Method, Settings, parse_budget
 
 app = typer.Typer(
     help="Train a generator and a segmenter jointly from a handful of labelled scans.",
@@ -132,10 +132,13 @@ def _profile(settings: Settings, events: bool, watch: bool) -> None:
 @app.command()
 def train(
     context: typer.Context,
-    dataset: Annotated[
-        Optional[Path],
+    datasets: Annotated[
+        Optional[list[Path]],
         typer.Argument(
-            help="dataset.json, its folder, an nnU-Net raw folder, or a pair of folders.", show_default=False
+            metavar="DATASET...",
+            help="dataset.json, its folder, an nnU-Net raw folder, or a pair of folders. Several studies are trained "
+            "together.",
+            show_default=False,
         ),
     ] = None,
     out: Annotated[Optional[Path], typer.Option(help="Run folder; new or empty.", show_default=False)] = None,
@@ -148,7 +151,8 @@ def train(
         typer.Option("--learn-unlabelled/--no-learn-unlabelled", help="Learn from the scans without labels, too."),
     ] = True,
     without: Annotated[
-        Optional[list[Part]], typer.Option(help="Leave a part of versemi out, for an ablation.", hidden=True)
+        Optional[list[str]],
+        typer.Option(metavar="PART", help=f"Leave out a part of versemi: {', '.join(PARTS)}.", hidden=True),
     ] = None,
     generator: Annotated[Literal["spade"], typer.Option(help="Generator network.")] = "spade",
     segmenter: Annotated[Literal["dynunet"], typer.Option(help="Segmenter network.")] = "dynunet",
@@ -171,19 +175,22 @@ def train(
     """Train on a study, or go on with a run."""
     if resume is not None:
         _resume(context, resume, events, watch_stdin)
-    if dataset is None:
+    if not datasets:
         raise typer.BadParameter("give a DATASET to train on, or --resume RUN to go on with a run")
     if out is None and not profile:
         raise typer.BadParameter("give --out RUN, the folder for the results")
     if budget is not None and iterations is not None:
         raise typer.BadParameter("give either --budget or --iterations, not both")
+    if unknown := set(without or []) - set(PARTS):
+        raise typer.BadParameter(f"versemi has no part {', '.join(sorted(unknown))}; it has {', '.join(PARTS)}")
     limits = {"budget": None, "iterations": iterations} if iterations else {"budget": _budget(budget or "quick")}
     settings = Settings(
-        dataset=dataset.absolute(),
+        dataset=datasets[0].absolute(),
+        more=[more.absolute() for more in datasets[1:]],
         out=(out or Path(tempfile.gettempdir()) / "genseg-profile").absolute(),
         method=method,
         learn_unlabelled=learn_unlabelled,
-        without=without or [],
+        without=[part for part in PARTS if part in (without or [])],
         labelled=labelled,
         unlabelled=unlabelled,
         seed=seed,

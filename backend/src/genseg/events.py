@@ -153,6 +153,24 @@ class EventLog:
         for listener in self.listeners:
             listener(event)
 
+    def of_study(self, name: str, path: Path) -> "EventLog":
+        """A log of one study of several, at `path`, which tells this one what concerns it, under the study's name."""
+
+        def forward(event: Event) -> None:
+            if isinstance(event, Metric):
+                event = event.model_copy(update={"name": f"{name}/{event.name}"})
+            elif isinstance(event, Synthetic):
+                inside = {key: f"studies/{name}/{getattr(event, key)}" for key in ("path", "mask")}
+                event = event.model_copy(update=inside)
+            elif isinstance(event, Prediction):
+                event = event.model_copy(update={"path": f"studies/{name}/{event.path}"})
+            if not isinstance(event, Started | Finished):
+                self.emit(event)
+
+        log = EventLog([forward])
+        log.open(path)
+        return log
+
     def warn(self, code: str, message: str, remedy: str = "") -> None:
         self.emit(Warning_(code=code, message=message, remedy=remedy))
 

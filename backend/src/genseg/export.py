@@ -1,15 +1,16 @@
 """Export a model as a MONAI bundle: what MONAI, MONAI Label and other programs run without our package."""
 
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import monai
 import numpy as np
 import torch
-from monai.networks.nets import DynUNet
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
+from torch import nn
 
 from genseg import __version__
 from genseg.bundle_config import PHOTO_FILES, VOLUME_FILES, inference_config
@@ -43,6 +44,10 @@ def export_bundle(run: RunFolder, out: Path) -> None:
     _write(out / "models" / "model.safetensors", lambda path: save_model(network, str(path)))
     weights = network.state_dict()
     _write(out / "models" / "model.pt", lambda path: torch.save(weights, path))  # the name that MONAI's tools look for
+    if plan.prompts is not None:  # the one network that MONAI does not have
+        source = resources.files("genseg.networks").joinpath("prompted.py").read_text(encoding="utf-8")
+        _write_text(out / "scripts" / "prompted.py", source)
+        _write_text(out / "scripts" / "__init__.py", "")
     write_json(out / "configs" / "inference.json", inference_config(plan, study.labels, OVERLAP))
     write_json(out / "configs" / "label_table.json", study.labels.model_dump(mode="json"))
     write_json(out / "configs" / "plan.json", plan.model_dump(mode="json"))
@@ -51,7 +56,7 @@ def export_bundle(run: RunFolder, out: Path) -> None:
     write_json(out / "configs" / "metadata.json", metadata(plan, study, settings))  # last: now the bundle is complete
 
 
-def _network_with_weights(plan: Plan, weights: Path) -> DynUNet:
+def _network_with_weights(plan: Plan, weights: Path) -> nn.Module:
     """The network of the plan with the weights of the file, in which a tensor of several names may stand once."""
     network = build_segmenter(plan)
     try:
@@ -87,6 +92,7 @@ def _write_text(path: Path, text: str) -> None:
 def metadata(plan: Plan, study: Study, settings: Settings) -> dict[str, Any]:
     """configs/metadata.json after MONAI's bundle specification."""
     names = ", ".join(label.name for label in study.labels.structures)
+    network = "DynUNet with prompts" if plan.prompts else "DynUNet"
     return {
         "schema": SCHEMA,
         "version": BUNDLE_VERSION,
@@ -97,7 +103,7 @@ def metadata(plan: Plan, study: Study, settings: Settings) -> dict[str, Any]:
         "required_packages_version": _required_packages(plan),
         "name": f"Segmentation of {names}",
         "task": f"Segmentation of {names} in {_kind(plan)}",
-        "description": f"A {plan.dims}D DynUNet trained by genseg {__version__} with the method '{settings.method}' "
+        "description": f"A {plan.dims}D {network} trained by genseg {__version__} with the method '{settings.method}' "
         f"(seed {settings.seed}) on {len(study.training)} labelled and {len(study.unlabeled)} unlabelled scans of the "
         f"study '{study.name}'.",
         "authors": "The person who trained this model with GenSeg",

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 
 from genseg.cases import Case
@@ -10,8 +11,9 @@ from genseg.evaluate import evaluate_cases, summarise
 from genseg.events import EventLog, Progress
 from genseg.export import export_bundle
 from genseg.inference import Predictor
+from genseg.outputs import Output
 from genseg.predict import Split, by_files, predict_cases
-from genseg.report import build_report
+from genseg.report import build_overview, build_report
 from genseg.runfolder import RunFolder, read_json, replacing, write_json
 from genseg.state import RunState
 from genseg.synthesize import write_pairs
@@ -21,17 +23,28 @@ FIRST_LOOK = 0.02  # of the budget that predictions in the middle of a run may t
 FIRST_LOOK_SECONDS = 10.0  # the same where the run is limited by iterations
 
 
-def check(run: RunFolder, state: RunState, log: EventLog) -> None:
+def check(run: RunFolder, state: RunState, made: list[Output]) -> None:
     """Save the usable model, write some pairs, and predict as many scans as fit into a small part of the budget."""
     state.save_model(run.best)
-    if state.joint.synthesis is not None:
-        _write_pairs(run, state, log)
     limit = FIRST_LOOK_SECONDS if state.settings.iterations else FIRST_LOOK * (state.settings.budget or 0)
-    end = time.monotonic() + limit
-    _predict(run, state, log, lambda: time.monotonic() > end or run.stop.exists(), tta=False)
+    for output in made:
+        _save(run, output)
+        if output.state.joint.synthesis is not None:
+            _write_pairs(output)
+        _predict(output, partial(_over, time.monotonic() + limit / len(made), run), tta=False)
 
 
-def finish(run: RunFolder, state: RunState, status: int, log: EventLog) -> int:
+def _over(end: float, run: RunFolder) -> bool:
+    return time.monotonic() > end or run.stop.exists()
+
+
+def _save(run: RunFolder, output: Output) -> None:
+    """The usable model beside the plan and the label table that belong to it."""
+    if output.folder is not run:
+        output.state.save_model(output.folder.best)
+
+
+def finish(run: RunFolder, state: RunState, status: int, made: list[Output], log: EventLog) -> int:
     """Everything a finished or stopped run leaves; `done` is written last, and only where the run is finished.
 
     → exit status: a stop may still be asked for while the last predictions are made.
@@ -39,17 +52,17 @@ def finish(run: RunFolder, state: RunState, status: int, log: EventLog) -> int:
     if status != EXIT_OK and not run.best.exists() and state.counters.step == 0:
         return status  # stopped before the segmenter's first step: there is nothing to show
     state.save_model(run.best)
-    if status == EXIT_OK:
-        if state.joint.synthesis is not None:
-            _write_pairs(run, state, log)
-        _predict(run, state, log, run.stop.exists, tta=True)
-        status = EXIT_STOPPED if run.stop.exists() else EXIT_OK
-    if status == EXIT_OK:
-        _evaluate(run, state, log)
+    for output in made:
+        _save(run, output)
+        status = _show(run, output) if status == EXIT_OK else status
     log.emit(Progress(phase="report", step=0, total=2))
-    export_bundle(run, run.model)
+    for output in made:
+        export_bundle(output.folder, output.folder.model)
     log.emit(Progress(phase="report", step=1, total=2))
-    build_report(run, status)
+    for output in made:
+        build_report(output.folder, status)
+    if len(made) > 1:
+        build_overview(run, [output.folder for output in made])
     log.emit(Progress(phase="report", step=2, total=2))
     if status == EXIT_OK:
         with replacing(run.done) as temporary:
@@ -58,36 +71,49 @@ def finish(run: RunFolder, state: RunState, status: int, log: EventLog) -> int:
     return status
 
 
-def _predict(run: RunFolder, state: RunState, log: EventLog, stopped: Callable[[], bool], tta: bool) -> None:
+def _show(run: RunFolder, output: Output) -> int:
+    """Last pairs, predictions and scores of a study. → exit status."""
+    if output.state.joint.synthesis is not None:
+        _write_pairs(output)
+    _predict(output, run.stop.exists, tta=True)
+    if run.stop.exists():
+        return EXIT_STOPPED
+    _evaluate(output)
+    return EXIT_OK
+
+
+def _predict(output: Output, stopped: Callable[[], bool], tta: bool) -> None:
     """Predict the scans without labels and the test scans until all are done or `stopped()`.
 
     The scans that have no prediction yet come first, then those whose prediction is oldest.
     """
-    study, step = state.prepared.study, state.counters.step
-    predictor = Predictor(state.average.network, state.joint.plan, study.labels, state.joint.device)
-    entries = read_json(run.predictions_index)["cases"] if run.predictions_index.exists() else []
+    part, folder, step = output.state.turn, output.folder, output.state.counters.step
+    study = part.prepared.study
+    predictor = Predictor(part.model, part.joint.plan, study.labels, part.joint.device)
+    entries = read_json(folder.predictions_index)["cases"] if folder.predictions_index.exists() else []
     made = {entry["case"]: entry["step"] for entry in entries}
     cases: list[tuple[Split, Case]] = [("unlabeled", case) for case in study.unlabeled]
     cases += [("test", case) for case in study.test]
     cases.sort(key=lambda pair: made.get(pair[1].id, -1))
     for split, group in groupby(cases, key=lambda pair: pair[0]):
         some = [case for _, case in group]
-        predict_cases(predictor, some, run.predictions, log, split, tta=tta, step=step, stopped=stopped)
+        predict_cases(predictor, some, folder.predictions, output.log, split, tta=tta, step=step, stopped=stopped)
 
 
-def _write_pairs(run: RunFolder, state: RunState, log: EventLog) -> None:
+def _write_pairs(output: Output) -> None:
     """New pairs of the generator as it is now, beside the earlier ones."""
-    counters = state.counters
-    seed = state.settings.seed * 1000 + counters.checks
-    write_pairs(state, PAIRS, run.synthetic, log, seed, first=(counters.checks - 1) * PAIRS, prefix="synthetic/")
+    state, counters = output.state, output.state.counters
+    seed, first = state.settings.seed * 1000 + counters.checks, (counters.checks - 1) * PAIRS
+    write_pairs(state, PAIRS, output.folder.synthetic, output.log, seed, first=first, prefix="synthetic/")
 
 
-def _evaluate(run: RunFolder, state: RunState, log: EventLog) -> None:
+def _evaluate(output: Output) -> None:
     """Score the predictions of the test scans that have a reference."""
-    study = state.prepared.study
-    cases = [case for case in study.test if case.label is not None] if run.predictions_index.exists() else []
-    scores, _ = evaluate_cases(cases, study.labels, by_files(run.predictions, study.labels), log) if cases else ([], [])
+    study, folder, log = output.state.prepared.study, output.folder, output.log
+    cases = [case for case in study.test if case.label is not None] if folder.predictions_index.exists() else []
+    segment = by_files(folder.predictions, study.labels) if cases else None
+    scores = evaluate_cases(cases, study.labels, segment, log)[0] if segment is not None else []
     if len(scores) < len(cases):
         log.warn("not_evaluated", f"{len(cases) - len(scores)} of {len(cases)} test scans could not be evaluated.")
     if scores:
-        write_json(run.metrics, {"test": summarise(scores)})
+        write_json(folder.metrics, {"test": summarise(scores)})

@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ NARROWEST_WINDOW = 50.0  # HU; where the structures' own values span less, the w
 SOFT_TISSUE = (-200.0, 300.0)  # HU
 SIDES = ("left", "right", "links", "rechts", "l", "r")
 MARGIN = 1.2  # the scans still to come may be larger than the few labelled ones
+SOLID_SIDE = 32  # voxels of a patch across interpolated thick slices: four at the coarsest of four levels
 SMALL = 64.0  # voxels along the longest side, up to which four levels suffice and rounding up to 16 costs most
 COARSENING = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 LITTLE = 0.03  # share of a scan from which on a patch shows enough of it
@@ -48,6 +49,10 @@ class Prompts(BaseModel):
     count: int  # of all prompts that the network knows
     tasks: list[int]  # the prompt of each of the study's structures
     dynamic: bool = True  # whether a prompt makes a head of its own; else they share one ordinary last layer
+
+    def arguments(self) -> dict[str, Any]:
+        """For genseg.networks.prompted.prompted_dynunet."""
+        return {"prompts": self.count, "tasks": self.tasks, "dynamic": self.dynamic}
 
 
 class Plan(BaseModel):
@@ -91,27 +96,33 @@ class Plan(BaseModel):
         return read_model(cls, path)
 
 
-def make_plan(scans: list[Scan], labels: list[np.ndarray], table: LabelTable, device: Device) -> Plan:
-    """Derive the plan from the labelled scans (`labels[i]`: index map on the grid of `scans[i]`) and the device."""
+def make_plan(
+    scans: list[Scan], labels: list[np.ndarray], table: LabelTable, device: Device, solid: bool = False
+) -> Plan:
+    """Derive the plan from the labelled scans (`labels[i]`: index map on the grid of `scans[i]`) and the device.
+
+    `solid`: thick slices, too, go through a 3D network, for the sake of other studies in the same training.
+    """
     notes: list[str] = []
     physical = scans[0].geometry.physical
     reference = None if physical else float(np.median([max(scan.array.shape[1:]) for scan in scans]))
     spacings = np.array([nominal_spacing(scan, reference) for scan in scans])
     spacing, shape = np.median(spacings, axis=0), np.median([scan.array.shape[1:] for scan in scans], axis=0)
-    slice_axis = _thick_slice_axis(spacing, shape) if scans[0].dims == 3 else None
+    thick = _thick_slice_axis(spacing, shape) if scans[0].dims == 3 else None
+    slice_axis = None if solid else thick
     dims: Literal[2, 3] = 2 if scans[0].dims == 2 or slice_axis is not None else 3
-    if slice_axis is not None:
-        notes.append(
-            f"The slices are thick (spacing {_mm(spacing)}, {shape[slice_axis]:.0f} slices), so the network works "
-            "slice by slice in 2D."
-        )
-    kept = [axis for axis in range(len(spacing)) if axis != slice_axis]
-    spacing, shapes = (
-        spacing[kept],
-        np.array([np.array(s.array.shape[1:])[kept] * sp[kept] for s, sp in zip(scans, spacings, strict=True)]),
-    )
-    factor = _coarsening(shapes / spacing, labels, slice_axis, device.patch_voxels(dims), notes)
+    if thick is not None:
+        way = "are interpolated for a 3D network" if solid else "go one by one through a 2D network"
+        notes.append(f"The slices are thick (spacing {_mm(spacing)}, {shape[thick]:.0f} slices), so they {way}.")
+    shapes = np.array([np.array(s.array.shape[1:]) * sp for s, sp in zip(scans, spacings, strict=True)])
+    kept = [axis for axis in range(len(spacing)) if axis != thick]
+    voxels = device.patch_voxels(dims) / (SOLID_SIDE if solid and thick is not None else 1)
+    factor = _coarsening(shapes[:, kept] / spacing[kept], labels, thick, voxels, notes)
     working = spacing * factor
+    if solid and thick is not None:
+        working[thick] = np.median(shapes[:, thick]) * MARGIN / SOLID_SIDE
+    elif thick is not None:
+        working, shapes = working[kept], shapes[:, kept]
     patch = _patch(shapes / working, device.patch_voxels(dims), MARGIN if physical else 1.0)
     _note_what_is_seen(patch, np.median(shapes, axis=0) / working, notes)
     filters = _filters(patch, dims, device)
@@ -161,7 +172,7 @@ def _thick_slice_axis(spacing: np.ndarray, shape: np.ndarray) -> int | None:
 
 
 def _coarsening(
-    shapes: np.ndarray, labels: list[np.ndarray], slice_axis: int | None, voxels: int, notes: list[str]
+    shapes: np.ndarray, labels: list[np.ndarray], slice_axis: int | None, voxels: float, notes: list[str]
 ) -> float:
     """The mildest factor at which a whole scan fits a patch, as long as every structure survives it."""
     chosen, structures = 1.0, _structures(labels)

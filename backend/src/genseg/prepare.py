@@ -2,9 +2,9 @@
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -17,11 +17,12 @@ from genseg.errors import Fault, InputFaults
 from genseg.events import EventLog, Progress
 from genseg.imageio import Scan, UnusableImage, read_label, read_scan
 from genseg.methods.synthesis import layout_of
-from genseg.plan import Plan, Prompts, make_plan
+from genseg.plan import Plan
 from genseg.preprocess import WorkingCase, colours_of, label_to_working_grid, to_working_grid
 from genseg.runfolder import RunFolder
 from genseg.settings import Settings
 from genseg.study import read_study
+from genseg.together import Pairs, differences, make_plans, named_apart, prompts_of
 from genseg.versions import version_of
 
 NEEDED_MB = 500  # for checkpoints, synthetic pairs, model and report
@@ -41,30 +42,63 @@ class Prepared:
     unlabelled: list[WorkingCase]
 
 
-def prepare(settings: Settings, log: EventLog) -> Prepared:
-    """For a new run. Raises InputFaults with every fault of the study."""
+def prepare(settings: Settings, log: EventLog) -> list[Prepared]:
+    """For a new run, each study of it. Raises InputFaults with every fault of every study."""
     device = find_device(settings.device)
-    study = draw(read_study(settings.dataset), settings.labelled, settings.unlabelled, settings.seed)
-    settings.resolve(bool(study.unlabeled))
-    log.emit(Progress(phase="prepare", step=0, total=len(study.training)))  # checking and planning may take minutes
-    for note in check_study(study, settings.out, NEEDED_MB).notes:
+    studies = [draw(study, settings.labelled, settings.unlabelled, settings.seed) for study in _read(settings)]
+    settings.resolve(any(study.unlabeled for study in studies))
+    total = sum(len(study.training) for study in studies)
+    log.emit(Progress(phase="prepare", step=0, total=total))  # checking and planning may take minutes
+    facts = _every(studies, lambda study: check_study(study, settings.out, NEEDED_MB))
+    if faults := differences(studies, facts):
+        raise InputFaults(faults)
+    for note in (note for fact in facts for note in fact.notes):
         log.warn("study_note", note)
-    return load(study, None, settings, device, log)
+    return load(studies, None, settings, device, log)
 
 
-def prepare_again(run: RunFolder, settings: Settings, log: EventLog) -> Prepared:
-    """For a run that goes on: its study and plan as they were saved."""
-    return load(Study.load(run.study), Plan.load(run.plan), settings, find_device(settings.device), log)
+def prepare_again(run: RunFolder, settings: Settings, log: EventLog) -> list[Prepared]:
+    """For a run that goes on: its studies and plans as they were saved."""
+    folders = run.saved_studies()
+    studies, plans = [Study.load(one.study) for one in folders], [Plan.load(one.plan) for one in folders]
+    return load(studies, plans, settings, find_device(settings.device), log)
 
 
-def load(study: Study, plan: Plan | None, settings: Settings, device: Device, log: EventLog) -> Prepared:
-    """Read the scans and bring them to the working grid. Raises InputFaults with every scan that cannot be read."""
-    pairs = _read_all(study.training, lambda case: _read(case, study))
-    if plan is None:
-        plan = make_plan([scan for scan, _ in pairs], [label for _, label in pairs], study.labels, device)
-        if settings.mixes:
-            tasks = list(range(plan.classes - 1))
-            plan.prompts = Prompts(count=plan.classes, tasks=tasks, dynamic="prompts" not in settings.without)
+def load(
+    studies: Sequence[Study], plans: Sequence[Plan] | None, settings: Settings, device: Device, log: EventLog
+) -> list[Prepared]:
+    """Read the scans and bring them to the working grids. Raises InputFaults with every scan that cannot be read."""
+    pairs = _every(studies, lambda study: _read_all(study.training, lambda case: _read_pair(case, study)))
+    if plans is None:
+        plans = make_plans(studies, pairs, device)
+        if settings.mixes or len(studies) > 1:
+            prompts = prompts_of(studies, dynamic=settings.mixes and "prompts" not in settings.without)
+            plans = [plan.model_copy(update={"prompts": one}) for plan, one in zip(plans, prompts, strict=True)]
+    return [
+        _load(study, mine, plan, settings, device, log) for study, mine, plan in zip(studies, pairs, plans, strict=True)
+    ]
+
+
+def _read(settings: Settings) -> list[Study]:
+    studies = _every(settings.datasets, read_study)
+    return named_apart(studies) if len(studies) > 1 else studies
+
+
+def _every(studies: Sequence[Any], work: Callable[[Any], T]) -> list[T]:
+    """`work` on each study; the faults of all of them are told at once."""
+    found: list[T] = []
+    faults: list[Fault] = []
+    for study in studies:
+        try:
+            found.append(work(study))
+        except InputFaults as error:
+            faults += error.faults
+    if faults:
+        raise InputFaults(faults)
+    return found
+
+
+def _load(study: Study, pairs: Pairs, plan: Plan, settings: Settings, device: Device, log: EventLog) -> Prepared:
     labelled = []
     for number, (case, (scan, label)) in enumerate(zip(study.training, pairs, strict=True), start=1):
         image = to_working_grid(scan, plan)
@@ -73,9 +107,17 @@ def load(study: Study, plan: Plan | None, settings: Settings, device: Device, lo
         layout = layout_of(image, working, plan.classes)
         labelled.append(WorkingCase(case.id, image.to(device.torch), layout.to(device.torch), colours_of(scan, plan)))
         log.emit(Progress(phase="prepare", step=number, total=len(pairs)))
-    some = _evenly(study.unlabeled, MOST_UNLABELLED if settings.mixes else STYLE_SCANS) if settings.learn_unlabelled else []
-    unlabelled = _read_all(some, lambda case: _unlabelled_scan(case, plan, device))
-    return Prepared(study, plan, device, labelled, unlabelled)
+    return Prepared(study, plan, device, labelled, _load_unlabelled(study, plan, settings, device, labelled, log))
+
+
+def _load_unlabelled(
+    study: Study, plan: Plan, settings: Settings, device: Device, labelled: list[WorkingCase], log: EventLog
+) -> list[WorkingCase]:
+    """The scans to learn from without labels: those that look like the labelled ones, where that is wished at all."""
+    if not settings.learn_unlabelled or settings.method == "supervised":
+        return []
+    some = _evenly(study.unlabeled, MOST_UNLABELLED if settings.mixes else STYLE_SCANS)
+    return _read_all(some, lambda case: _unlabelled_scan(case, plan, device))
 
 
 def _evenly(cases: list[Case], most: int) -> list[Case]:
@@ -114,7 +156,7 @@ def _read_all(cases: list[Case], read: Callable[[Case], T]) -> list[T]:
     return found
 
 
-def _read(case: Case, study: Study) -> tuple[Scan, np.ndarray]:
+def _read_pair(case: Case, study: Study) -> tuple[Scan, np.ndarray]:
     assert case.label is not None
     return read_scan(case.images), read_label(case.label, study.labels)[0]
 

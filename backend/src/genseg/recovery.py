@@ -11,7 +11,7 @@ from genseg.plan import Plan
 from genseg.runfolder import RunFolder
 from genseg.sampling import Sampler
 from genseg.schedule import Clock
-from genseg.state import RunState
+from genseg.state import Part, RunState
 
 ATTEMPTS = 3  # at going back before the run gives up
 # Voxels that a shrunken patch keeps at the coarsest level. With 2 along the first axis, oneDNN 3.12's bf16 gradient of
@@ -43,8 +43,9 @@ class Recovery:
                 "The memory does not suffice even for the smallest patch.",
                 "Close other programs, or choose another --device.",
             )
-        use_plan(self.state, plan.model_copy(update=smaller))
-        self.state.joint.plan.save(self.run.plan)
+        use_plan(self.state.turn, plan.model_copy(update=smaller))
+        folders = self.run.studies([part.prepared.study.name for part in self.state.parts])
+        plan.model_copy(update=smaller).save(folders[self.state.parts.index(self.state.turn)].plan)
         self.state.joint.optimiser.zero_grad(set_to_none=True)
         gc.collect()
         if torch.cuda.is_available():
@@ -74,11 +75,13 @@ class Recovery:
         )
 
 
-def use_plan(state: RunState, plan: Plan) -> None:
+def use_plan(part: Part, plan: Plan) -> None:
     """The same networks with another batch or patch."""
-    joint = state.joint
-    state.prepared.plan = joint.plan = plan
-    joint.sampler = Sampler(state.prepared.labelled, plan)
+    joint = part.joint
+    part.prepared.plan = joint.plan = plan
+    joint.sampler = Sampler(part.prepared.labelled, plan)
+    if joint.mixing is not None and joint.mixing.unlabelled is not None:
+        joint.mixing.unlabelled = Sampler(part.prepared.unlabelled, plan)
     if joint.synthesis is not None:
         smaller, joint.synthesis.meta_batch = meta_plan(plan)
-        joint.synthesis.meta_sampler = Sampler(state.prepared.labelled, smaller)
+        joint.synthesis.meta_sampler = Sampler(part.prepared.labelled, smaller)

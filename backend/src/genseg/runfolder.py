@@ -5,7 +5,7 @@ Every file is written under a temporary name and then renamed, so a reader never
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,8 +83,22 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.done = self.path / "done"
         self.stop = self.path / "stop"
+        self.order = self.path / "studies" / "order.json"  # names of the studies, where there are several
         self.excluded = self.path / "excluded.json"  # synthetic pairs that the user does not want
         self.exclusions = self.checkpoints / "exclusions.json"  # from which step on which of them are left out
+
+    def studies(self, names: Sequence[str]) -> list["RunFolder"]:
+        """The folder of each study: the run itself where it has one, else studies/NAME, each like a run's."""
+        return [self] if len(names) == 1 else [RunFolder(self.path / "studies" / name) for name in names]
+
+    @property
+    def several(self) -> bool:
+        """Whether this is a run of several studies, whose models lie in their own folders."""
+        return self.order.exists()
+
+    def saved_studies(self) -> list["RunFolder"]:
+        """The same for a run that exists, in the order of training."""
+        return self.studies(read_json(self.order)) if self.several else [self]
 
     def __fspath__(self) -> str:
         return str(self.path)

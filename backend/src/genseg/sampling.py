@@ -100,13 +100,18 @@ class Sampler:
         return torch.stack([sample_label_soft(label, classes, grid) for _, label, grid in self._grids(draw, strength)])
 
     def _grids(self, draw: BatchDraw, strength: Strength) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each sample its scan (or slice), its label, and where to look in them."""
+        """For each sample its scan (or slice), its label, and where to look in them.
+
+        Where the strengths are plain numbers the grid is reckoned on the processor: a graphics card would spend more
+        time on starting these many small steps than on a training step.
+        """
+        learned = [value.device for value in strength.values() if isinstance(value, Tensor)]
+        spatial = draw.spatial.to(learned[0]) if learned else draw.spatial
         for i, (index, slice_) in enumerate(zip(draw.cases, draw.slices, strict=True)):
             image, label = self._arrays(index, slice_)
-            spatial = draw.spatial.to(image.device)
             grid = sampling_grid(spatial, i, image.shape[1:], self.plan.patch, self.plan.spacing, strength)
             window, grid = crop_to_grid(image.shape[1:], grid)
-            yield image[(slice(None), *window)], label[window], grid
+            yield image[(slice(None), *window)], label[window], grid.to(image.device)
 
     def _arrays(self, index: int, slice_: int) -> tuple[Tensor, Tensor]:
         case = self.cases[index]

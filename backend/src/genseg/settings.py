@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +10,7 @@ from genseg.runfolder import read_model, write_json
 
 Method = Literal["genseg+versemi", "versemi", "genseg", "separate", "supervised"]
 Part = Literal["prompts", "auxiliary", "synthetic-task", "consistency", "teacher"]  # of versemi
+PARTS: tuple[Part, ...] = get_args(Part)
 BUDGETS = {"quick": 5 * 60.0, "standard": 30 * 60.0, "thorough": 2 * 3600.0}
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -31,6 +32,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     dataset: Path = Field(description="dataset.json, its folder, an nnU-Net raw folder or a pair of folders")
+    more: list[Path] = Field(default=[], description="further studies, trained together with it")
     out: Path = Field(description="run folder; must not exist yet, or be empty")
     method: Method | Literal["auto"] = "auto"
     labelled: int | None = Field(default=None, ge=1, description="labelled scans to draw with the seed; all by default")
@@ -55,6 +57,11 @@ class Settings(BaseModel):
         """Choose the method where that was left open; `unlabelled`: whether the study has scans without labels."""
         if self.method == "auto":
             self.method = "genseg+versemi" if unlabelled and self.learn_unlabelled else "genseg"
+
+    @property
+    def datasets(self) -> list[Path]:
+        """Every study of the training."""
+        return [self.dataset, *self.more]
 
     @property
     def generates(self) -> bool:

@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from genseg.methods.level3 import MetaParameters
 from genseg.methods.synthesis import CLUSTERS, Sources, meta_plan
 from genseg.methods.versemi import Mixing
 from genseg.networks import build_discriminator, build_generator, build_segmenter
+from genseg.networks.prompted import PromptedSegmenter
 from genseg.plan import Plan
 from genseg.prepare import Prepared
 from genseg.randomness import stream
@@ -44,8 +45,8 @@ class Average:
         decay = min(EMA, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         source = dict(network.named_parameters())
-        for name, p in self.network.named_parameters():
-            p.lerp_(source[name], 1 - decay)
+        mine = dict(self.network.named_parameters())
+        torch._foreach_lerp_(list(mine.values()), [source[name] for name in mine], 1 - decay)
 
 
 @dataclass
@@ -64,50 +65,82 @@ class Counters:
 
 
 @dataclass
-class RunState:
-    """`joint` and what surrounds it."""
+class Part:
+    """What a study of the run has of its own. Segmenter, its optimiser and its averaged weights are shared by all."""
 
     joint: Joint
-    average: Average
     prepared: Prepared
+    model: nn.Module  # the averaged segmenter, asked for this study's structures
+    prefix: str = ""  # of its tensors in a checkpoint
+
+
+@dataclass
+class RunState:
+    """The studies of a run, which take turns in training, and what they share."""
+
+    parts: list[Part]
+    average: Average
     settings: Settings
     counters: Counters = field(default_factory=Counters)
 
+    @property
+    def turn(self) -> Part:
+        """The study whose step it is."""
+        return self.parts[(self.counters.step or self.counters.pretrain_step) % len(self.parts)]
+
+    @property
+    def joint(self) -> Joint:
+        return self.turn.joint
+
+    @property
+    def prepared(self) -> Prepared:
+        return self.turn.prepared
+
+    def alone(self, part: Part) -> "RunState":
+        """The same run seen from one of its studies."""
+        return replace(self, parts=[part])
+
     def modules(self) -> dict[str, nn.Module]:
-        parts: dict[str, nn.Module] = {"segmenter": self.joint.segmenter, "average": self.average.network}
-        if self.joint.synthesis is not None:
-            s = self.joint.synthesis
-            parts |= {"generator": s.generator, "discriminator": s.discriminator, "meta": s.meta}
-        return parts
+        found: dict[str, nn.Module] = {"segmenter": self.joint.segmenter, "average": self.average.network}
+        for part in self.parts:
+            if (s := part.joint.synthesis) is not None:
+                own = {"generator": s.generator, "discriminator": s.discriminator, "meta": s.meta}
+                found |= {part.prefix + name: module for name, module in own.items()}
+        return found
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        parts = {"segmenter": self.joint.optimiser}
-        if self.joint.synthesis is not None:
-            s = self.joint.synthesis
-            parts |= {
-                "generator": s.generator_optimiser,
-                "discriminator": s.discriminator_optimiser,
-                "meta": s.meta_optimiser,
-            }
-        return parts
+        found = {"segmenter": self.joint.optimiser}
+        for part in self.parts:
+            if (s := part.joint.synthesis) is not None:
+                own = {
+                    "generator": s.generator_optimiser,
+                    "discriminator": s.discriminator_optimiser,
+                    "meta": s.meta_optimiser,
+                }
+                found |= {part.prefix + name: optimiser for name, optimiser in own.items()}
+        return found
 
     def is_finite(self) -> bool:
         """Whether every weight and every running mean is a number."""
         weights = [p for module in self.modules().values() for p in module.parameters()]
-        return all(bool(torch.isfinite(p).all()) for p in [*weights, self.joint.agreement])
+        return all(bool(torch.isfinite(p).all()) for p in [*weights, *(part.joint.agreement for part in self.parts)])
 
     def apply_rate_scale(self) -> None:
         """Bring the rates of level 1 and 3 to `rate_scale`; the segmenter's follow its schedule step by step."""
         rates = {"generator": GENERATOR_RATE, "discriminator": DISCRIMINATOR_RATE, "meta": META_RATE}
         for name, optimiser in self.optimisers().items():
-            for group in optimiser.param_groups:
-                group["lr"] = rates.get(name, group["lr"]) * (self.counters.rate_scale if name in rates else 1.0)
+            rate = rates.get(name.split("/")[-1])
+            if rate is not None:
+                for group in optimiser.param_groups:
+                    group["lr"] = rate * self.counters.rate_scale
 
     def save(self, path: Path) -> None:
         """Everything needed to go on, in one file that is replaced at once, with the counters beside it to read."""
-        tensors = {"agreement": self.joint.agreement}
-        if self.joint.synthesis is not None:
-            tensors |= {f"shapes/{n}": found for n, found in enumerate(self.joint.synthesis.sources.shapes.maps)}
+        tensors: dict[str, Tensor] = {}
+        for part in self.parts:
+            tensors[f"{part.prefix}agreement"] = part.joint.agreement
+            if (s := part.joint.synthesis) is not None:
+                tensors |= {f"{part.prefix}shapes/{n}": found for n, found in enumerate(s.sources.shapes.maps)}
         for name, module in self.modules().items():
             tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
         for name, optimiser in self.optimisers().items():
@@ -121,11 +154,12 @@ class RunState:
     def load(self, path: Path) -> None:
         """Restore what `save` wrote; raises where the file and the networks do not fit."""
         tensors, metadata = load_tensors(path)
-        self.joint.agreement.copy_(tensors["agreement"])
-        if self.joint.synthesis is not None:
-            saved, shapes = _part(tensors, "shapes/"), self.joint.synthesis.sources.shapes
-            if len(saved) > len(shapes.maps):  # maps depend on the scans alone: those found since stay
-                shapes.maps = [saved[str(n)] for n in range(len(saved))]
+        for part in self.parts:
+            part.joint.agreement.copy_(tensors[f"{part.prefix}agreement"])
+            if (s := part.joint.synthesis) is not None:
+                saved, shapes = _part(tensors, f"{part.prefix}shapes/"), s.sources.shapes
+                if len(saved) > len(shapes.maps):  # maps depend on the scans alone: those found since stay
+                    shapes.maps = [saved[str(n)] for n in range(len(saved))]
         for name, module in self.modules().items():
             module.load_state_dict(_part(tensors, f"{name}/"))
         for name, optimiser in self.optimisers().items():
@@ -134,7 +168,7 @@ class RunState:
                 index, entry = key.split("/")
                 state.setdefault(int(index), {})[entry] = value
             optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-        self.counters = Counters(**json.loads(metadata["counters"]))
+        vars(self.counters).update(json.loads(metadata["counters"]))  # in place: views of single studies share them
         self.average.updates = self.counters.average_updates
         self.apply_rate_scale()
 
@@ -172,24 +206,43 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise RunFailed("damaged_checkpoint", f"The file {path} is damaged: {error}.", remedy) from error
 
 
-def build_state(prepared: Prepared, settings: Settings) -> RunState:
+def build_state(prepared: Sequence[Prepared], settings: Settings) -> RunState:
     """Networks with weights drawn from the seed, each from its own stream, and their optimisers."""
-    plan, device, seed = prepared.plan, prepared.device.torch, settings.seed
+    plan, device, seed = prepared[0].plan, prepared[0].device.torch, settings.seed
     segmenter = _seeded(seed, "segmenter", lambda: build_segmenter(plan, plan.deep_supervision)).to(device)
+    optimiser = torch.optim.AdamW(segmenter.parameters(), weight_decay=WEIGHT_DECAY)
     average = Average(segmenter, plan, device)
-    joint = Joint(
-        plan=plan,
-        device=prepared.device,
-        seed=seed,
-        sampler=Sampler(prepared.labelled, plan),
-        segmenter=segmenter,
-        optimiser=torch.optim.AdamW(segmenter.parameters(), weight_decay=WEIGHT_DECAY),
-        average=average,
-        agreement=torch.zeros((), device=device),
-        synthesis=_build_synthesis(prepared, settings) if settings.generates else None,
-        mixing=_build_mixing(prepared, settings, average) if settings.mixes else None,
-    )
-    return RunState(joint, average, prepared, settings)
+    parts = [
+        Part(
+            joint=Joint(
+                plan=one.plan,
+                device=one.device,
+                seed=seed,
+                sampler=Sampler(one.labelled, one.plan),
+                segmenter=_asked(segmenter, one.plan),
+                optimiser=optimiser,
+                average=average,
+                agreement=torch.zeros((), device=device),
+                synthesis=_build_synthesis(one, settings) if settings.generates else None,
+            ),
+            prepared=one,
+            model=_asked(average.network, one.plan),
+            prefix=f"{one.study.name}/" if len(prepared) > 1 else "",
+        )
+        for one in prepared
+    ]
+    for part in parts if settings.mixes else []:
+        others = [(other.joint.sampler, other.joint.plan) for other in parts if other is not part]
+        part.joint.mixing = _build_mixing(part, others, settings)
+    return RunState(parts, average, settings)
+
+
+def _asked(network: nn.Module, plan: Plan) -> nn.Module:
+    """The network, asked for the plan's structures where it takes prompts."""
+    if plan.prompts is None:
+        return network
+    assert isinstance(network, PromptedSegmenter)
+    return network.asked(plan.prompts.tasks)
 
 
 def _build_synthesis(prepared: Prepared, settings: Settings) -> Synthesis:
@@ -216,9 +269,10 @@ def _build_synthesis(prepared: Prepared, settings: Settings) -> Synthesis:
     )
 
 
-def _build_mixing(prepared: Prepared, settings: Settings, average: Average) -> Mixing:
-    unlabelled = Sampler(prepared.unlabelled, prepared.plan) if prepared.unlabelled else None
-    return Mixing(unlabelled, average.network, frozenset(settings.without))
+def _build_mixing(part: Part, others: list[tuple[Sampler, Plan]], settings: Settings) -> Mixing:
+    scans, plan = part.prepared.unlabelled, part.prepared.plan
+    unlabelled = Sampler(scans, plan) if scans else None
+    return Mixing(unlabelled, part.model, others, frozenset(settings.without))
 
 
 def _seeded(seed: int, name: str, build: Callable[[], Network]) -> Network:

@@ -40,7 +40,7 @@ def make_pairs(state: RunState, count: int, seed: int, step: int) -> list[tuple[
         label = label_of(layout, joint.plan.classes)
         with joint.device.autocast():
             image = synthesise(draw, one_hot(layout, s.layouts), s.generator, None, s.meta, strength)
-            agreement = float(dice_agreement(state.average.network(image), label))
+            agreement = float(dice_agreement(state.turn.model(image), label))
         image = image.float()
         nearest, similarity = _nearest(state, draw, image)
         entry = {
@@ -155,7 +155,7 @@ def synthesize(run: Path, count: int, out: Path, device: str, seed: int, log: Ev
     """Write `count` new pairs of a run's generator to `out`. → their number. Raises RunFailed where it has none."""
     folder = RunFolder(run)
     settings = Settings.load(folder.settings).model_copy(update={"device": device})
-    if settings.method == "supervised" or not folder.last.exists():
+    if not settings.generates or not folder.last.exists():
         raise RunFailed(
             "no_generator",
             f"The run {run} has no generator.",
@@ -163,9 +163,11 @@ def synthesize(run: Path, count: int, out: Path, device: str, seed: int, log: Ev
         )
     state = build_state(prepare_again(folder, settings, log), settings)
     state.load(folder.last)
-    assert state.joint.synthesis is not None
-    state.joint.synthesis.sources.styles.excluded = Exclusions(folder, log).last()
-    for number in range(count):
-        write_pairs(state, 1, out, log, seed=seed * 100_003 + number, first=number)
+    folders = folder.studies([part.prepared.study.name for part in state.parts])
+    for number in range(count):  # of several studies' generators in turn
+        part, own = state.parts[number % len(folders)], folders[number % len(folders)]
+        assert part.joint.synthesis is not None
+        part.joint.synthesis.sources.styles.excluded = Exclusions(own, log).last()
+        write_pairs(state.alone(part), 1, out, log, seed=seed * 100_003 + number, first=number)
         log.emit(Progress(phase="predict", step=number + 1, total=count))
     return count

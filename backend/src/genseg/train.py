@@ -10,12 +10,14 @@ from rich.console import Console
 from genseg import __version__
 from genseg.device import is_out_of_memory
 from genseg.errors import EXIT_OK, EXIT_STOPPED, RunFailed
-from genseg.events import EventLog, Finished, Metric, Planned, Progress, Started
+from genseg.events import Event, EventLog, Finished, Metric, Planned, Progress, Started
 from genseg.exclusions import Exclusions
 from genseg.finish import check, finish
+from genseg.methods.shapes import ShapePool
+from genseg.outputs import Output, outputs
 from genseg.prepare import prepare, prepare_again, versions
 from genseg.recovery import Recovery
-from genseg.runfolder import RunFolder
+from genseg.runfolder import RunFolder, write_json
 from genseg.schedule import Clock, learning_rate, stage_at
 from genseg.settings import Settings
 from genseg.state import RunState, build_state
@@ -60,8 +62,13 @@ def _create(run: RunFolder, state: RunState) -> None:
     building = RunFolder(run.path.with_name(f".part-{os.getpid()}-{run.path.name}"))
     try:
         state.settings.save(building.settings)
-        state.prepared.study.save(building.study)
-        state.prepared.plan.save(building.plan)
+        names = [part.prepared.study.name for part in state.parts]
+        for folder, part in zip(building.studies(names), state.parts, strict=True):
+            state.settings.save(folder.settings)
+            part.prepared.study.save(folder.study)
+            part.prepared.plan.save(folder.plan)
+        if len(names) > 1:
+            write_json(building.order, names)
         state.save(building.last)
         if run.path.is_dir():
             run.path.rmdir()  # empty, or this refuses
@@ -80,30 +87,37 @@ def _run(run: RunFolder, state: RunState, log: EventLog, resumed: bool) -> int:
     settings, counters = state.settings, state.counters
     clock = Clock(settings, counters.elapsed, counters.pretrain_seconds)
     log.open(run.events)
-    log.emit(
-        Started(
-            version=__version__,
-            run=str(run.path),
-            method=settings.method,
-            device=state.joint.device.name,
-            resumed=resumed,
-        )
+    made = outputs(run, state, log)
+    started = Started(
+        version=__version__,
+        run=str(run.path),
+        method=settings.method,
+        device=state.joint.device.name,
+        resumed=resumed,
     )
-    log.emit(Planned(plan=state.joint.plan.model_dump(mode="json")))
-    status = finish(run, state, fit(run, state, clock, log), log)
-    seconds = clock.elapsed
-    log.emit(Finished(status=status, seconds=seconds, model=str(run.best) if run.best.exists() else None))
+    _tell_all(started, made, log)
+    for output in made:
+        output.log.emit(Planned(plan=output.state.joint.plan.model_dump(mode="json")))
+    status = finish(run, state, fit(run, state, clock, made, log), made, log)
+    model = str(run.best) if run.best.exists() else None
+    _tell_all(Finished(status=status, seconds=clock.elapsed, model=model), made, log)
     return status
 
 
-def fit(run: RunFolder, state: RunState, clock: Clock, log: EventLog) -> int:
+def _tell_all(event: Event, made: list[Output], log: EventLog) -> None:
+    """Beginning and end belong to the run; the logs of its studies have them, too."""
+    for own in {id(one): one for one in [*(output.log for output in made), log]}.values():
+        own.emit(event)
+
+
+def fit(run: RunFolder, state: RunState, clock: Clock, made: list[Output], log: EventLog) -> int:
     """Pretrain the generator, then train jointly until the budget is used up or a stop is asked for."""
-    recovery, exclusions = Recovery(run, state, log), Exclusions(run, log)
+    recovery, wishes = Recovery(run, state, log), [Exclusions(output.folder, output.log) for output in made]
     saved = clock.elapsed
     while True:
         clock.tick()
         counters = state.counters
-        pretraining = state.joint.synthesis is not None and clock.pretrain_progress(counters.pretrain_step) < 1
+        pretraining = state.settings.generates and clock.pretrain_progress(counters.pretrain_step) < 1
         pretraining = pretraining and counters.step == 0
         progress = 0.0 if pretraining else clock.progress(counters.step)
         due = not pretraining and clock.share(counters.step) >= (counters.checks + 1) / CHECKS
@@ -121,16 +135,17 @@ def fit(run: RunFolder, state: RunState, clock: Clock, log: EventLog) -> int:
             return EXIT_OK
         if due:
             counters.checks = int(CHECKS * clock.share(counters.step) + 1e-9)  # a slow step may pass several
-            check(run, state, log)
+            check(run, state, made)
+        turn = state.parts.index(state.turn)
         if state.joint.synthesis is not None and not pretraining:
-            state.joint.synthesis.sources.styles.excluded = exclusions.at(counters.step)
+            state.joint.synthesis.sources.styles.excluded = wishes[turn].at(counters.step)
         seen = _step(state, clock, pretraining, progress, log)
         if seen is None:
             recovery.make_smaller()
         elif not all(math.isfinite(value) for value in seen.values()):
             recovery.go_back(clock)
         else:
-            _report(state, clock, pretraining, progress, seen, log)
+            _report(state, clock, pretraining, progress, seen, made[turn].log)
 
 
 def _step(state: RunState, clock: Clock, pretraining: bool, progress: float, log: EventLog) -> dict[str, float] | None:
@@ -146,19 +161,14 @@ def _step(state: RunState, clock: Clock, pretraining: bool, progress: float, log
 def _pretrain_step(state: RunState, clock: Clock, log: EventLog) -> dict[str, float]:
     """First maps to other scans' shapes, one at a time, then steps of level 1 alone, on augmented real pairs."""
     joint, counters = state.joint, state.counters
-    assert joint.synthesis is not None
-    shapes = joint.synthesis.sources.shapes
     seen: dict[str, float] = {}
-    if counters.pretrain_step == 0 and len(shapes.maps) < clock.shapes_wanted(len(shapes.maps), len(shapes.pairs)):
+    if (shapes := _shapes_due(state, clock)) is not None:
         shapes.find()
     else:
-        if counters.pretrain_step == 0 and shapes.failed:
-            log.warn(
-                "not_registered",
-                f"{shapes.failed} of {len(shapes.maps)} registrations between scans did not succeed; training does "
-                "without the shapes of those scans.",
-            )
-        seen = joint.pretrain(joint.synthesis, counters.pretrain_step)
+        if counters.pretrain_step == 0:
+            _warn_of_lost(state, log)
+        assert joint.synthesis is not None
+        seen = joint.pretrain(joint.synthesis, counters.pretrain_step // len(state.parts))
         counters.pretrain_step += 1
     clock.tick()
     counters.pretrain_seconds = clock.elapsed
@@ -166,13 +176,35 @@ def _pretrain_step(state: RunState, clock: Clock, log: EventLog) -> dict[str, fl
     return seen
 
 
+def _shapes_due(state: RunState, clock: Clock) -> ShapePool | None:
+    """The study with the fewest maps to other scans' shapes, as long as more of them are to be found."""
+    pools = _shapes(state) if state.counters.pretrain_step == 0 else []
+    due = [pool for pool in pools if len(pool.maps) < clock.shapes_wanted(len(pool.maps), len(pool.pairs))]
+    return min(due, key=lambda pool: len(pool.maps), default=None)
+
+
+def _shapes(state: RunState) -> list[ShapePool]:
+    return [part.joint.synthesis.sources.shapes for part in state.parts if part.joint.synthesis is not None]
+
+
+def _warn_of_lost(state: RunState, log: EventLog) -> None:
+    failed, looked_for = (sum(some) for some in zip(*((p.failed, len(p.maps)) for p in _shapes(state)), strict=True))
+    if failed:
+        log.warn(
+            "not_registered",
+            f"{failed} of {looked_for} registrations between scans did not succeed; training does "
+            "without the shapes of those scans.",
+        )
+
+
 def _train_step(state: RunState, progress: float) -> dict[str, float]:
     joint, counters = state.joint, state.counters
     rate = learning_rate(progress, counters.step, counters.rate_scale)
     for group in joint.optimiser.param_groups:
         group["lr"] = rate
-    stage = stage_at(progress, counters.step, state.prepared.study.patients, state.settings)
-    seen = joint.step(counters.step, stage)
+    own = counters.step // len(state.parts)  # the study's own count of steps
+    stage = stage_at(progress, own, state.prepared.study.patients, state.settings)
+    seen = joint.step(own, stage)
     counters.step += 1
     return seen | {"learning_rate": rate}
 
@@ -192,7 +224,11 @@ def _report(
     """Events of a step: not more than the curves need."""
     counters = state.counters
     step = counters.pretrain_step if pretraining else counters.step
-    if step % METRIC_EVERY and "loss/validation" not in seen and clock.elapsed - clock.reported < METRIC_SECONDS:
+    if (
+        step // len(state.parts) % METRIC_EVERY
+        and "loss/validation" not in seen
+        and clock.elapsed - clock.reported < METRIC_SECONDS
+    ):
         return
     clock.reported = clock.elapsed
     at = counters.step
@@ -203,10 +239,9 @@ def _report(
         log.emit(Progress(phase="train", step=at, total=max(at, total), seconds_left=clock.seconds_left(progress)))
         return
     if step == 0:
-        assert state.joint.synthesis is not None
-        shapes = state.joint.synthesis.sources.shapes
-        found = len(shapes.maps)
-        log.emit(Progress(phase="shapes", step=found, total=clock.shapes_wanted(found, len(shapes.pairs))))
+        counts = [(len(pool.maps), len(pool.pairs)) for pool in _shapes(state)]
+        wanted = sum(clock.shapes_wanted(found, possible) for found, possible in counts)
+        log.emit(Progress(phase="shapes", step=sum(found for found, _ in counts), total=wanted))
         return
     for name, value in seen.items():
         log.emit(Metric(name=f"pretrain/{name}", value=value, step=step))

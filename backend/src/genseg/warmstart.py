@@ -15,8 +15,8 @@ def start_from(model: Path, state: RunState, log: EventLog) -> None:
 
     Raises RunFailed where less than half of the network's weights fit.
     """
-    source = Predictor.load(model, "cpu").network.state_dict()
-    target = dict(state.joint.segmenter.named_parameters())
+    source = {_plain(name): p for name, p in Predictor.load(model, "cpu").network.state_dict().items()}
+    target = {_plain(name): p for name, p in state.joint.segmenter.named_parameters()}
     fitting = [name for name, p in target.items() if name in source and source[name].shape == p.shape]
     share = sum(target[name].numel() for name in fitting) / sum(p.numel() for p in target.values())
     if share < 0.5:
@@ -32,3 +32,8 @@ def start_from(model: Path, state: RunState, log: EventLog) -> None:
     if len(fitting) < len(target):
         left = len(target) - len(fitting)
         log.warn("init_partly", f"{share:.0%} of the weights come from {model}; {left} tensors start anew.")
+
+
+def _plain(name: str) -> str:
+    """A weight's name in an ordinary network: what lies before a prompted head has the same weights as one."""
+    return name.removeprefix("backbone.")

@@ -24,8 +24,9 @@ from genseg.methods.losses import (
     segmentation_loss,
 )
 from genseg.methods.synthesis import Sources, SyntheticDraw, label_of, soft_label_of, synthesise
-from genseg.methods.versemi import Mixing, labelled_side, mix_loss, mixed_image, taught_side
+from genseg.methods.versemi import Mixing, Side, fitted, labelled_side, mix_loss, mixed_image, taught_side
 from genseg.networks.generator import SpadeGenerator, style_of
+from genseg.networks.prompted import PromptedSegmenter
 from genseg.plan import Plan
 from genseg.randomness import stream
 from genseg.sampling import Sampler
@@ -159,7 +160,7 @@ class Joint:
         """→ images [n, C, *patch], labels [n, *patch] int64, and [n] 1 or 0: whether the user wants the pair."""
         rng = stream(self.seed, "synthetic", step)
         draw = SyntheticDraw.make(self._half, self.sampler, s.sources, s.generator, rng, stage.train)
-        strength = {name: value.detach() for name, value in s.meta.strength().items()}
+        strength = s.meta.plain_strength()
         layout = draw.layout(self.sampler, strength)
         with torch.no_grad(), self.device.autocast():
             image = synthesise(draw, one_hot(layout, s.layouts), s.generator, None, s.meta, strength)
@@ -170,35 +171,47 @@ class Joint:
         return (dice_agreement(logits, label) >= GATE * self.agreement).float()
 
     def _mixed_gradient(self, m: Mixing, step: int, stage: Stage, synthetic: bool) -> dict[str, float]:
-        """Adds the gradient of VerSemi's losses on mixed images; see methods/versemi.py."""
-        rng, classes = stream(self.seed, "mix", step), self.plan.classes
-        seen: dict[str, float] = {}
-        if synthetic and self.synthesis is not None:  # synthetic pairs join the mixes
-            image, label, wanted = self._synthetic_pairs(self.synthesis, step, stage)
-            with torch.no_grad(), self.device.autocast():
-                kept = wanted * self._readable(m.teacher(image), label)
-            seen["synthetic/kept"] = float(kept.mean())
-            a = labelled_side(image.float(), label, classes, kept * self.synthesis.meta.weight().detach())
-        else:
-            image, layout = self._real_pairs(self._half, step, stage, "mix real")
-            a = labelled_side(image, label_of(layout, classes), classes)
+        """Adds the gradient of L_mix (methods/versemi.py) on images mixed of something labelled and something else."""
+        rng = stream(self.seed, "mix", step)
+        a, seen = self._labelled_side(m, step, stage, synthetic, rng)
         if m.unlabelled is not None:
             weight = 0.0 if "consistency" in m.without or stage.consistency is None else stage.consistency
             teacher = self.segmenter if "teacher" in m.without else m.teacher
             with self.device.autocast():
                 b = taught_side(m.unlabelled, teacher, self._half, rng, weight)
+            seen["mix/sure"] = float((b.of_any > 0).float().mean())
         else:
             image, layout = self._real_pairs(self._half, step, stage, "mix other")
-            b = labelled_side(image, label_of(layout, classes), classes)
+            b = labelled_side(image, label_of(layout, self.plan.classes), self.plan, torch.ones_like(image[:, 0]))
         image, at_a = mixed_image(a, b, rng)
-        target = torch.where(at_a[:, None], a.target, b.target)
-        weight = torch.where(at_a, a.weight, b.weight)
-        of_tasks = weight * ~at_a if "auxiliary" in m.without else weight
+        assert isinstance(self.segmenter, PromptedSegmenter)
         with self.device.autocast():
-            of_any = None if "synthetic-task" in m.without else weight
-            loss = mix_loss(self.segmenter, image, target, of_tasks, of_any).mean()
+            loss = mix_loss(self.segmenter, image, at_a, a, b, "synthetic-task" not in m.without).mean()
         loss.backward()
-        return seen | {"loss/mixed": float(loss.detach()), "mix/sure": float((b.weight > 0).float().mean())}
+        return seen | {"loss/mixed": float(loss.detach())}
+
+    def _labelled_side(
+        self, m: Mixing, step: int, stage: Stage, synthetic: bool, rng: torch.Generator
+    ) -> tuple[Side, dict[str, float]]:
+        """Synthetic pairs where it is their step; else real ones, half of the time of another study."""
+        if synthetic and self.synthesis is not None:
+            image, label, wanted = self._synthetic_pairs(self.synthesis, step, stage)
+            with torch.no_grad(), self.device.autocast():
+                kept = wanted * self._readable(m.teacher(image), label)
+            weight = (
+                (kept * self.synthesis.meta.weight().detach()).view(-1, *[1] * (label.ndim - 1)).expand(label.shape)
+            )
+            side = labelled_side(image.float(), label, self.plan, weight, m.without)
+            return side, {"synthetic/kept": float(kept.mean())}
+        if m.others and float(torch.rand(1, generator=rng)) < 0.5:
+            sampler, plan = m.others[int(torch.randint(len(m.others), (1,), generator=rng))]
+            image, layout = sampler.load(sampler.draw(self._half, rng))
+        else:
+            plan = self.plan
+            image, layout = self._real_pairs(self._half, step, stage, "mix real")
+        label, weight = label_of(layout, plan.classes), torch.ones_like(image[:, 0])
+        image, label, weight = (fitted(x, self.plan.patch) for x in (image, label, weight))
+        return labelled_side(image, label, plan, weight, m.without), {}
 
     def _level1(self, s: Synthesis, image: Tensor, layout: Tensor, step: int, closed_loop: bool) -> dict[str, float]:
         """One step of discriminator and generator on a real batch."""

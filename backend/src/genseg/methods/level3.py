@@ -43,6 +43,11 @@ class MetaParameters(nn.Module):
         logits = zip(self.operations, self.strength_logit, strict=True)
         return {name: _bounded(logit, self._range(name)) for name, logit in logits}
 
+    def plain_strength(self) -> dict[str, float]:
+        """The same as numbers, brought to the processor at once."""
+        strength = self.strength()
+        return dict(zip(strength, torch.stack(list(strength.values())).tolist(), strict=True))
+
     @staticmethod
     def _range(operation: str) -> tuple[float, float]:
         return SHAPE_RANGE if operation == "shape" else STRENGTH_RANGE

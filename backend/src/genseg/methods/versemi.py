@@ -3,8 +3,8 @@
 Half of a step's batch are mixed images (CutMix): a cuboid of a labelled or synthetic pair in a scan without a label,
 or the other way round. On them
 
-    L_mix = L(P_1..K(x_mix), m)             on what is labelled: each task's head finds its visible structure (auxiliary)
-          + L(P_K+1(x_mix), any m)          on what is labelled: prompt K+1 finds any foreground (the synthetic task)
+    L_mix = L(P_1..K(x_mix), m)             where labelled: each task's head finds its visible structure (auxiliary)
+          + L(P_K+1(x_mix), any m)          where labelled: prompt K+1 finds any foreground (the synthetic task)
           + κ r L(P_1..K(x_mix), T_1..K)    elsewhere: agrees with the teacher (consistency)
           + κ r L(P_K+1(x_mix), max_k T_k)  elsewhere: max-consistency
 
@@ -17,17 +17,18 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genseg.augment import REFERENCE, apply_intensity
 from genseg.methods.losses import one_hot, segmentation_loss
 from genseg.networks.prompted import PromptedSegmenter
+from genseg.plan import Plan
 from genseg.sampling import Sampler
 from genseg.settings import Part
 
 BOX = (0.3, 0.7)  # sides of the cuboid, as shares of the patch's
 SURE = 0.6  # probability of the teacher's winning class from which a voxel teaches
-TEMPERATURE = 1.0
 RAMP = 0.2  # of the training, until consistency has its full weight
 
 
@@ -37,6 +38,7 @@ class Mixing:
 
     unlabelled: Sampler | None  # None where there are no scans to learn from: then two labelled pairs are mixed
     teacher: nn.Module
+    others: list[tuple[Sampler, Plan]]  # labelled scans of the other studies of this training
     without: frozenset[Part] = frozenset()
 
 
@@ -45,35 +47,51 @@ class Side:
     """One of the two sides of a mix, and what is known of it."""
 
     image: Tensor  # [n, C, *patch]
-    target: Tensor  # [n, K, *patch] shares of the classes, background first
-    weight: Tensor  # [n, *patch] of each voxel in the loss
+    target: Tensor  # [n, K, *patch] shares of the classes of its study, background first
+    tasks: list[int]  # the prompts of these classes, without the background
+    of_tasks: Tensor  # [n, *patch] weight of each voxel in the tasks' losses
+    of_any: Tensor  # the same in the loss of prompt K+1
 
 
-def labelled_side(image: Tensor, label: Tensor, classes: int, weight: Tensor | float = 1.0) -> Side:
-    """label int64 [n, *patch]; `weight` one number for all, or one a sample [n]."""
-    whole = torch.ones(label.shape, device=image.device)
-    if isinstance(weight, Tensor):
-        weight = weight.view(-1, *[1] * (label.ndim - 1))
-    return Side(image, one_hot(label, classes), whole * weight)
+def labelled_side(
+    image: Tensor, label: Tensor, plan: Plan, weight: Tensor, without: frozenset[Part] = frozenset()
+) -> Side:
+    """label int64 [n, *patch]; `weight` [n, *patch]."""
+    assert plan.prompts is not None
+    of_tasks = torch.zeros_like(weight) if "auxiliary" in without else weight
+    return Side(image, one_hot(label, plan.classes), plan.prompts.tasks, of_tasks, weight)
 
 
 @torch.no_grad()
 def taught_side(sampler: Sampler, teacher: nn.Module, n: int, rng: torch.Generator, weight: float) -> Side:
     """n patches of scans without labels; the teacher sees them with their own grey values, the segmenter changed."""
+    assert sampler.plan.prompts is not None
     draw = sampler.draw(n, rng)
     clean = sampler.load_image(draw, REFERENCE)
     logits = teacher(clean)
     logits = logits[:, 0] if logits.ndim > clean.ndim else logits  # the segmenter itself may be the teacher
-    taught = torch.softmax(logits.float() / TEMPERATURE, 1)
-    sure = (taught.amax(1) > SURE).float()
+    taught = torch.softmax(logits.float(), 1)
+    sure = (taught.amax(1) > SURE).float() * weight
     image = apply_intensity(clean, draw.intensity.to(clean.device), REFERENCE)
-    return Side(image, taught, sure * weight)
+    return Side(image, one_hot(taught.argmax(1), taught.shape[1]), sampler.plan.prompts.tasks, sure, sure)
+
+
+def fitted(x: Tensor, patch: list[int]) -> Tensor:
+    """[n, ..., *other patch] → [n, ..., *patch]: the middle of it, with zeros around what is too small."""
+    for axis, (there, here) in enumerate(zip(x.shape[-len(patch) :], patch, strict=True), start=x.ndim - len(patch)):
+        x = x.narrow(axis, max(0, (there - here) // 2), min(there, here))
+        before = max(0, (here - there) // 2)
+        x = F.pad(x, [0, 0] * (x.ndim - 1 - axis) + [before, max(0, here - there - before)])
+    return x
 
 
 def mixed_image(a: Side, b: Side, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """→ image [n, C, *patch], and [n, *patch] bool: where `a` is seen. A cuboid is cut from one of the two."""
+    """→ image [n, C, *patch], and [n, *patch] bool: where `a` is seen. A cuboid is cut from one of the two.
+
+    Where nothing of `a` counts, as beside a scan of another study or of a synthetic pair left out, `b` is seen.
+    """
     boxes = torch.stack([_cuboid(list(a.image.shape[2:]), rng) for _ in range(len(a.image))])
-    seen = boxes.to(a.image.device)
+    seen = boxes.to(a.image.device) & (a.of_any > 0)
     return torch.where(seen[:, None], a.image, b.image), seen
 
 
@@ -90,22 +108,26 @@ def _uniform(low: float, high: float, rng: torch.Generator) -> float:
     return low + (high - low) * float(torch.rand(1, generator=rng))
 
 
-def mix_loss(
-    network: PromptedSegmenter, image: Tensor, target: Tensor, of_tasks: Tensor, of_any: Tensor | None
-) -> Tensor:
-    """L_mix [n] for a mixed image; `target` shares [n, K, *patch], and the weights [n, *patch] of each voxel in the
-    tasks' losses and in that of prompt K+1 (None: without).
-
-    What is labelled and what the teacher says make one target, so that a structure that the edge cuts in two is
-    judged as a whole.
-    """
-    logits = network.ask(image, [*network.tasks, network.any_foreground]).float()
+def mix_loss(network: PromptedSegmenter, image: Tensor, at_a: Tensor, a: Side, b: Side, synthetic_task: bool) -> Tensor:
+    """L_mix [n] for a mixed image that shows `a` where `at_a` [n, *patch] says so, else `b`."""
+    asked = sorted({*a.tasks, *b.tasks})
+    logits = network.ask(image, [*asked, network.any_foreground]).float()
     background = torch.zeros_like(logits[:, :1])
-    loss = segmentation_loss(torch.cat([background, logits[:, :-1]], 1), target, of_tasks)
-    if of_any is not None:
-        strongest = target[:, 1:].amax(1, keepdim=True)
-        any_foreground = torch.cat([1 - strongest, strongest], 1)
-        loss = loss + segmentation_loss(torch.cat([background, logits[:, -1:]], 1), any_foreground, of_any)
+
+    def of(tasks: list[int]) -> Tensor:
+        return torch.cat([background, logits[:, [asked.index(task) for task in tasks]]], 1)
+
+    if a.tasks == b.tasks:  # one target, so that a structure that the edge cuts in two is judged as a whole
+        target = torch.where(at_a[:, None], a.target, b.target)
+        loss = segmentation_loss(of(a.tasks), target, torch.where(at_a, a.of_tasks, b.of_tasks))
+    else:  # each study's structures are judged where its own scan is seen: elsewhere they may be there unlabelled
+        loss = segmentation_loss(of(a.tasks), a.target, a.of_tasks * at_a)
+        loss = loss + segmentation_loss(of(b.tasks), b.target, b.of_tasks * ~at_a)
+    if synthetic_task:
+        of_a, of_b = (side.target[:, 1:].amax(1, keepdim=True) for side in (a, b))
+        strongest = torch.where(at_a[:, None], of_a, of_b)
+        target, weight = torch.cat([1 - strongest, strongest], 1), torch.where(at_a, a.of_any, b.of_any)
+        loss = loss + segmentation_loss(torch.cat([background, logits[:, -1:]], 1), target, weight)
     return loss
 
 

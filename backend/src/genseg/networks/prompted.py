@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
-WIDTH = 8  # channels of a dynamic head's layers: WIDTH → WIDTH → WIDTH → 1
-SIZES = (WIDTH * WIDTH, WIDTH, WIDTH * WIDTH, WIDTH, WIDTH, 1)  # weight and bias of each layer
+WIDTH = 8  # channels of a dynamic head's layers
 
 
 class DynUNetFeatures(DynUNet):
@@ -41,34 +40,40 @@ class DynUNetFeatures(DynUNet):
 
 
 class DynamicHead(nn.Module):
-    """For each sample and prompt three 1-wide convolutions, whose weights a controller tells from both.
+    """For each sample and prompt an ordinary last layer plus three 1-wide convolutions, their weights told by both.
 
     features [n, f, *patch], bottleneck [n, b, *coarsest] → logits [n, len(prompts), *patch].
-    A linear controller on (pooled bottleneck ‖ one-hot prompt) is the sum of what it tells from either.
+    A linear controller on (pooled bottleneck ‖ one-hot prompt) is the sum of what it tells from either. At first it
+    tells an ordinary last layer for each prompt: a head that has to grow from nothing costs hundreds of steps.
     """
 
     def __init__(self, dims: int, features: int, bottleneck: int, prompts: int):
         super().__init__()
         self.reduce = (nn.Conv2d if dims == 2 else nn.Conv3d)(features, WIDTH, 1)
-        self.of_prompt = nn.Parameter(torch.zeros(prompts, sum(SIZES)))
-        self.of_image = nn.Linear(bottleneck, sum(SIZES), bias=False)
-        nn.init.zeros_(self.of_image.weight)  # at first an ordinary head for each prompt
-        for part in (0, 2, 4):
-            start = sum(SIZES[:part])
-            nn.init.normal_(self.of_prompt.data[:, start : start + SIZES[part]], std=(2 / WIDTH) ** 0.5)
+        # Weights and bias of the ordinary layer, then of WIDTH → WIDTH → WIDTH → 1.
+        self.sizes = (features, 1, WIDTH * WIDTH, WIDTH, WIDTH * WIDTH, WIDTH, WIDTH)
+        spread = ((2 / features) ** 0.5, 0.0, (2 / WIDTH) ** 0.5, 0.0, (2 / WIDTH) ** 0.5, 0.0, 0.0)
+        self.of_prompt = nn.Parameter(
+            torch.cat([torch.randn(prompts, n) * std for n, std in zip(self.sizes, spread, strict=True)], 1)
+        )
+        self.of_image = nn.Linear(bottleneck, sum(self.sizes), bias=False)
+        nn.init.zeros_(self.of_image.weight)
 
     def forward(self, features: Tensor, bottleneck: Tensor, prompts: Sequence[int]) -> Tensor:
         n, count = len(features), len(prompts)
         pooled = bottleneck.flatten(2).mean(2)
+        # Centred, and so small that a step of Adam moves what all channels tell together as far as any other weight.
+        pooled = (pooled - pooled.mean(1, keepdim=True)) / pooled.shape[1]
         told = self.of_image(pooled)[:, None] + self.of_prompt[list(prompts)]
-        w1, b1, w2, b2, w3, b3 = told.flatten(0, 1).split(SIZES, 1)
+        w0, b0, w1, b1, w2, b2, w3 = told.flatten(0, 1).split(self.sizes, 1)
+        plain = w0.view(n, count, -1) @ features.flatten(2) + b0.view(n, count, 1)
         x = F.leaky_relu(self.reduce(features), 0.01).flatten(2)
         # Every prompt's first layer sees the same features: one product a sample.
         x = w1.reshape(n, count * WIDTH, WIDTH) @ x + b1.reshape(n, -1, 1)
         x = F.leaky_relu(x, 0.01).view(n * count, WIDTH, -1)
         x = F.leaky_relu(w2.reshape(-1, WIDTH, WIDTH) @ x + b2[..., None], 0.01)
-        x = w3.reshape(-1, 1, WIDTH) @ x + b3[..., None]
-        return x.view(n, count, *features.shape[2:])
+        x = (w3[:, None] @ x).view(n, count, -1)
+        return (plain + x).view(n, count, *features.shape[2:])
 
 
 class StaticHead(nn.Module):
@@ -108,6 +113,10 @@ class PromptedSegmenter(nn.Module):
         logits: Tensor = self.head(features, bottleneck, prompts)
         return logits
 
+    def asked(self, tasks: Sequence[int]) -> "PromptedSegmenter":
+        """The same network, weights and all, asked for other structures."""
+        return PromptedSegmenter(self.backbone, self.head, self.prompts, tasks)
+
     @property
     def any_foreground(self) -> int:
         """The prompt of the synthetic task."""
@@ -122,7 +131,5 @@ def prompted_dynunet(prompts: int, tasks: Sequence[int], dynamic: bool, **argume
     """`arguments` are DynUNet's. `tasks`: the prompts that `forward` asks, in the order of the study's structures."""
     dims, filters = arguments["spatial_dims"], arguments["filters"]
     backbone = DynUNetFeatures(**arguments)
-    head = (
-        DynamicHead(dims, filters[0], filters[-1], prompts) if dynamic else StaticHead(dims, filters[0], prompts)
-    )
+    head = DynamicHead(dims, filters[0], filters[-1], prompts) if dynamic else StaticHead(dims, filters[0], prompts)
     return PromptedSegmenter(backbone, head, prompts, tasks)

@@ -17,7 +17,7 @@ def build_segmenter(plan: Plan, deep_supervision: bool = False) -> DynUNet | Pro
     arguments = dynunet_arguments(plan) | deep
     if plan.prompts is None:
         return DynUNet(**arguments)
-    return prompted_dynunet(plan.prompts.count, plan.prompts.tasks, plan.prompts.dynamic, **arguments)
+    return prompted_dynunet(**plan.prompts.arguments(), **arguments)
 
 
 def dynunet_arguments(plan: Plan) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import string
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
+from urllib.parse import quote
 
 from genseg import __version__
 from genseg.report.html import Html, join, tag
@@ -55,3 +56,22 @@ def _page(run: RunView, shown: int) -> str:
             [f"GenSeg {__version__}, {datetime.now():%Y-%m-%d %H:%M}. Run folder: {run.folder.path.resolve()}"]
         ),
     )
+
+
+def build_overview(run: RunFolder, studies: list[RunFolder]) -> Path:
+    """Write the report.html of a run of several studies: links to the report of each."""
+    entries = [
+        tag("li", tag("a", one.path.name, href=quote(f"studies/{one.path.name}/report.html"))) for one in studies
+    ]
+    template = string.Template(resources.files("genseg.report").joinpath("template.html").read_text(encoding="utf-8"))
+    page = template.substitute(
+        title=join([f"GenSeg report: {len(studies)} studies"]),
+        navigation="",
+        content=tag(
+            "section", tag("p", "These studies were trained together. Each has a report:"), tag("ul", *entries)
+        ),
+        footer=join([f"GenSeg {__version__}, {datetime.now():%Y-%m-%d %H:%M}. Run folder: {run.path.resolve()}"]),
+    )
+    with replacing(run.report) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return run.report

@@ -1,0 +1,83 @@
+"""Several studies in one training: what they must share, their prompts, and plans that one network can serve."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from genseg.cases import Study
+from genseg.check import StudyFacts
+from genseg.device import Device
+from genseg.errors import Fault
+from genseg.imageio import Scan
+from genseg.plan import Plan, Prompts, make_plan
+from genseg.segnrrd import same_name
+
+Pairs = list[tuple[Scan, np.ndarray]]  # labelled scans and index maps on their grids
+
+
+def named_apart(studies: list[Study]) -> list[Study]:
+    """The same studies, each with a name that can be a folder's and that no other of them has."""
+    plain = [
+        "".join(c if c.isalnum() or c in "-_ " else "_" for c in study.name).strip() or "study" for study in studies
+    ]
+    counts = Counter(name.casefold() for name in plain)
+    names = [name if counts[name.casefold()] == 1 else f"{name}-{i}" for i, name in enumerate(plain, start=1)]
+    return [study.model_copy(update={"name": name}) for study, name in zip(studies, names, strict=True)]
+
+
+def differences(studies: list[Study], facts: list[StudyFacts]) -> list[Fault]:
+    """What keeps studies from being trained together: they go through one network, and one scan belongs to one side."""
+    faults = []
+    of_studies = {
+        "dimensions": ["volumes" if fact.dims == 3 else "single images" for fact in facts],
+        "channels": [f"{fact.channels} channel(s)" for fact in facts],
+    }
+    for what, found in of_studies.items():
+        if len(set(found)) > 1:
+            listed = ", ".join(f"{study.name}: {one}" for study, one in zip(studies, found, strict=True))
+            rule = f"Studies that are trained together must have the same {what}, but they differ ({listed})."
+            faults.append(Fault("studies_differ", "study", rule, "Train them one by one."))
+    trained = {path: study.name for study in studies for case in study.training for path in case.images}
+    for study in studies:
+        for case in study.test:
+            other = trained.get(case.images[0])
+            if other is not None and other != study.name:
+                rule = f"A test scan must not be trained on, but {other} trains on it."
+                faults.append(Fault("same_image", case.id, rule, "Remove it from one of the two."))
+    return faults
+
+
+def prompts_of(studies: Sequence[Study], dynamic: bool) -> list[Prompts]:
+    """One prompt for each structure, shared by structures of the same name, and one for "any foreground"."""
+    names: list[str] = []
+    tasks = []
+    for study in studies:
+        mine = []
+        for label in study.labels.structures:
+            known = next((i for i, name in enumerate(names) if same_name(name) == same_name(label.name)), None)
+            mine.append(len(names) if known is None or known in mine else known)
+            if mine[-1] == len(names):
+                names.append(label.name)
+        tasks.append(mine)
+    return [Prompts(count=len(names) + 1, tasks=mine, dynamic=dynamic) for mine in tasks]
+
+
+def make_plans(studies: Sequence[Study], pairs: Sequence[Pairs], device: Device) -> list[Plan]:
+    """A plan for each study. Working grid, patch and intensities are its own; the network is that of the shallowest.
+
+    Where one is a study of volumes, those of thick slices become volumes, too.
+    """
+
+    def plan(study: Study, mine: Pairs, solid: bool) -> Plan:
+        return make_plan([scan for scan, _ in mine], [label for _, label in mine], study.labels, device, solid)
+
+    plans = [plan(study, mine, False) for study, mine in zip(studies, pairs, strict=True)]
+    if len({one.dims for one in plans}) > 1:
+        plans = [
+            plan(study, mine, True) if one.dims == 2 else one
+            for study, mine, one in zip(studies, pairs, plans, strict=True)
+        ]
+    network = min(plans, key=lambda one: len(one.filters))
+    shared = {key: getattr(network, key) for key in ("filters", "kernels", "strides", "deep_supervision")}
+    return [one.model_copy(update=shared) for one in plans]
