@@ -7,7 +7,7 @@ strength, and a sample can be made again from its draw.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,10 @@ class SpatialDraw(Draw):
     elastic: Tensor  # [n, d, g, ...] about N(0, 1)
     mirror: Tensor  # [n, d] +1 or -1
     bend: Tensor  # [n, d, g, ...] towards another scan's shape: voxels, over the whole scan; 0 leaves it
+
+    def unmoved(self) -> "SpatialDraw":
+        """The same places, neither mirrored nor bent; with UNCHANGED they show the scan as it is."""
+        return replace(self, mirror=torch.ones_like(self.mirror), bend=torch.zeros_like(self.bend))
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Batches from scans in memory: one interpolation from the whole scan straight into the patch."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -117,6 +117,18 @@ class Sampler:
         case = self.cases[index]
         image, label = case.image, case.label if case.label is not None else case.image[0]
         return (image[:, slice_], label[slice_]) if self.plan.dims == 2 else (image, label)
+
+
+def changed(image: Tensor, label: Tensor, draw: BatchDraw, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Patches at hand, image [n, C, *patch] and label [n, *patch] int64, changed as `draw` says, about their middle."""
+    middle = (torch.tensor(plan.patch, dtype=torch.float32) - 1) / 2
+    spatial = replace(draw.spatial, centre=middle.expand(len(draw), -1))
+    images, labels = [], []
+    for i in range(len(draw)):
+        grid = sampling_grid(spatial, i, tuple(plan.patch), plan.patch, plan.spacing, REFERENCE).to(image.device)
+        images.append(sample_image(image[i], grid))
+        labels.append(sample_label(label[i], grid))
+    return apply_intensity(torch.stack(images), draw.intensity.to(image.device), REFERENCE), torch.stack(labels)
 
 
 def crop_to_grid(shape: Sequence[int], grid: Tensor) -> tuple[tuple[slice, ...], Tensor]:

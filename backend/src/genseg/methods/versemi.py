@@ -14,21 +14,23 @@ by level 3. VerSemi (Zeng et al., IEEE TMI 2025) has no teacher, ramp or κ, and
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genseg.augment import REFERENCE, apply_intensity
+from genseg.augment import UNCHANGED
 from genseg.methods.losses import one_hot, segmentation_loss
 from genseg.networks.prompted import PromptedSegmenter
 from genseg.plan import Plan
-from genseg.sampling import Sampler
+from genseg.sampling import Sampler, changed
 from genseg.settings import Part
 
 BOX = (0.3, 0.7)  # sides of the cuboid, as shares of the patch's
-SURE = 0.6  # probability of the teacher's winning class from which a voxel teaches
+MIX_WEIGHT = 1.0
+CUT = 1.0
+SURE = 0.8  # probability of the teacher's winning class from which a voxel teaches
 RAMP = 0.2  # of the training, until consistency has its full weight
 
 
@@ -64,16 +66,22 @@ def labelled_side(
 
 @torch.no_grad()
 def taught_side(sampler: Sampler, teacher: nn.Module, n: int, rng: torch.Generator, weight: float) -> Side:
-    """n patches of scans without labels; the teacher sees them with their own grey values, the segmenter changed."""
-    assert sampler.plan.prompts is not None
-    draw = sampler.draw(n, rng)
-    clean = sampler.load_image(draw, REFERENCE)
+    """n patches of scans without labels, as the teacher labels them; then both are changed like any labelled pair.
+
+    So the teacher sees the scans as they are, the segmenter as augmented as it can be. What the teacher is not sure of
+    is marked with an index beyond the classes on the way.
+    """
+    plan, draw = sampler.plan, sampler.draw(n, rng)
+    assert plan.prompts is not None
+    clean = sampler.load_image(replace(draw, spatial=draw.spatial.unmoved()), UNCHANGED)
     logits = teacher(clean)
     logits = logits[:, 0] if logits.ndim > clean.ndim else logits  # the segmenter itself may be the teacher
-    taught = torch.softmax(logits.float(), 1)
-    sure = (taught.amax(1) > SURE).float() * weight
-    image = apply_intensity(clean, draw.intensity.to(clean.device), REFERENCE)
-    return Side(image, one_hot(taught.argmax(1), taught.shape[1]), sampler.plan.prompts.tasks, sure, sure)
+    sure, label = torch.softmax(logits.float(), 1).max(1)
+    label = label.masked_fill(sure < SURE, plan.classes)
+    image, label = changed(clean, label, draw, plan)
+    counts = (label < plan.classes).float() * weight
+    label = label.masked_fill(label == plan.classes, 0)
+    return Side(image, one_hot(label, plan.classes), plan.prompts.tasks, counts, counts)
 
 
 def fitted(x: Tensor, patch: list[int]) -> Tensor:
@@ -91,6 +99,8 @@ def mixed_image(a: Side, b: Side, rng: torch.Generator) -> tuple[Tensor, Tensor]
     Where nothing of `a` counts, as beside a scan of another study or of a synthetic pair left out, `b` is seen.
     """
     boxes = torch.stack([_cuboid(list(a.image.shape[2:]), rng) for _ in range(len(a.image))])
+    whole = torch.rand(len(a.image), generator=rng) >= CUT
+    boxes[whole] = False
     seen = boxes.to(a.image.device) & (a.of_any > 0)
     return torch.where(seen[:, None], a.image, b.image), seen
 
@@ -128,7 +138,7 @@ def mix_loss(network: PromptedSegmenter, image: Tensor, at_a: Tensor, a: Side, b
         strongest = torch.where(at_a[:, None], of_a, of_b)
         target, weight = torch.cat([1 - strongest, strongest], 1), torch.where(at_a, a.of_any, b.of_any)
         loss = loss + segmentation_loss(torch.cat([background, logits[:, -1:]], 1), target, weight)
-    return loss
+    return MIX_WEIGHT * loss
 
 
 def ramp(progress: float, start: float) -> float:
