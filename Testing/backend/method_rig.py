@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,6 +18,7 @@ from genseg.prepare import Prepared, load
 from genseg.settings import Settings
 from genseg.state import RunState, build_state
 from genseg.study import read_study
+from genseg.together import prompts_of
 
 PATCHES = {"hippocampus": [16, 16, 16], "isic2017": [32, 32], "kvasir": [32, 32], "acdc": [32, 32]}
 CPU = Device(torch.device("cpu"), "processor", None, "fp32")
@@ -50,12 +52,17 @@ def prepared(data: Path, name: str, labelled: int = 2, unlabelled: int = 2, prec
             "precision": precision,
         }
     )
-    return load(study, small, processor(precision), EventLog())
+    settings = Settings(dataset=data / name, out=Path("run"), method="genseg")
+    return load([study], [small], settings, processor(precision), EventLog())[0]
 
 
 def built(ready: Prepared, method: str = "genseg", seed: int = 0, **chosen: object) -> RunState:
     settings = Settings(dataset=Path("study"), out=Path("run"), method=method, seed=seed, iterations=100, **chosen)
-    state = build_state(ready, settings)
+    if settings.mixes:
+        dynamic = "prompts" not in settings.without
+        prompted = ready.plan.model_copy(update={"prompts": prompts_of([ready.study], dynamic)[0]})
+        ready = replace(ready, plan=prompted)
+    state = build_state([ready], settings)
     if state.joint.synthesis is not None:
         shapes = state.joint.synthesis.sources.shapes
         for _ in range(min(2, len(shapes.pairs))):

@@ -196,7 +196,7 @@ def stages_of(labelled: int, method: str = "genseg", steps: int = 4000, **chosen
 
 
 def test_the_scans_of_one_patient_are_held_out_together():
-    settings = Settings(dataset=Path("d"), out=Path("o"), iterations=1000)
+    settings = Settings(dataset=Path("d"), out=Path("o"), method="genseg", iterations=1000)
     patients = ["a", "a", "b", "c", "c", "c"]
     stages = [stage_at(step / 1000, step, patients, settings) for step in range(1000)]
     held_out = {tuple(stage.validation) for stage in stages if stage.level3}

@@ -22,6 +22,7 @@ from genseg.randomness import stream
 from genseg.sampling import Sampler
 from genseg.schedule import Clock
 from genseg.state import RunState
+from genseg.settings import Settings
 from genseg.study import read_study
 from genseg.train import _pretrain_step
 
@@ -29,7 +30,9 @@ from genseg.train import _pretrain_step
 def scans(data: Path, name: str, count: int) -> list[WorkingCase]:
     """Labelled scans on the grid of a real run, layouts turned into labels."""
     plan = planned(data, name, 2)
-    ready = load(draw(read_study(data / name), count, None, 0), plan, prepared(data, name, 1, 0).device, EventLog())
+    settings = Settings(dataset=data / name, out=Path("run"), method="genseg")
+    study = draw(read_study(data / name), count, None, 0)
+    (ready,) = load([study], [plan], settings, prepared(data, name, 1, 0).device, EventLog())
     return [WorkingCase(c.id, c.image, label_of(c.label.long(), plan.classes)) for c in ready.labelled]
 
 

@@ -186,7 +186,7 @@ def apply_intensity(image: Tensor, draw: IntensityDraw, strength: Strength) -> T
     Never in bfloat16: eight bits are fewer than the grey values of a scan.
     """
     with torch.autocast(image.device.type, enabled=False):
-        return _apply_intensity(image.float(), draw, strength)
+        return _apply_intensity(image.to(draw.field.dtype), draw, strength)
 
 
 def _apply_intensity(image: Tensor, draw: IntensityDraw, strength: Strength) -> Tensor:

@@ -112,7 +112,7 @@ def make_plan(
     slice_axis = None if solid else thick
     dims: Literal[2, 3] = 2 if scans[0].dims == 2 or slice_axis is not None else 3
     if thick is not None:
-        way = "are interpolated for a 3D network" if solid else "go one by one through a 2D network"
+        way = "are interpolated for a 3D network" if solid else "go slice by slice through a 2D network"
         notes.append(f"The slices are thick (spacing {_mm(spacing)}, {shape[thick]:.0f} slices), so they {way}.")
     shapes = np.array([np.array(s.array.shape[1:]) * sp for s, sp in zip(scans, spacings, strict=True)])
     kept = [axis for axis in range(len(spacing)) if axis != thick]

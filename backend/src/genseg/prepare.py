@@ -16,6 +16,7 @@ from genseg.device import Device, find_device
 from genseg.errors import Fault, InputFaults
 from genseg.events import EventLog, Progress
 from genseg.imageio import Scan, UnusableImage, read_label, read_scan
+from genseg.likeness import unlike
 from genseg.methods.synthesis import layout_of
 from genseg.plan import Plan
 from genseg.preprocess import WorkingCase, colours_of, label_to_working_grid, to_working_grid
@@ -29,6 +30,7 @@ NEEDED_MB = 500  # for checkpoints, synthetic pairs, model and report
 T = TypeVar("T")
 STYLE_SCANS = 64  # unlabelled scans whose looks the generator may borrow
 MOST_UNLABELLED = 400  # unlabelled scans that the teacher looks at
+UNLABELLED_VOXELS = 250_000_000  # of them all, in memory: 1 GB
 
 
 @dataclass
@@ -116,8 +118,25 @@ def _load_unlabelled(
     """The scans to learn from without labels: those that look like the labelled ones, where that is wished at all."""
     if not settings.learn_unlabelled or settings.method == "supervised":
         return []
-    some = _evenly(study.unlabeled, MOST_UNLABELLED if settings.mixes else STYLE_SCANS)
-    return _read_all(some, lambda case: _unlabelled_scan(case, plan, device))
+    voxels = max(case.image.numel() for case in labelled)
+    room = max(1, min(MOST_UNLABELLED, UNLABELLED_VOXELS // voxels)) if settings.mixes else STYLE_SCANS
+    some = _evenly(study.unlabeled, room)
+    if settings.mixes and len(some) < len(study.unlabeled):
+        log.warn(
+            "unlabelled_left_out",
+            f"{study.name}: training learns from {len(some)} of the {len(study.unlabeled)} scans without labels, which "
+            "is what the memory holds; all of them are segmented.",
+        )
+    scans = _read_all(some, lambda case: _unlabelled_scan(case, plan, device))
+    strange = unlike(labelled, scans, plan)
+    for one in strange:
+        log.warn(
+            "unlike_scan",
+            f"{one.case} does not look like the labelled scans ({one.reason}; {one.score:.1f} times as far from "
+            "them as scans of one kind are), so nothing is learned from it; it is segmented all the same.",
+            "Look whether it is of another modality or body part; if so, its segmentation means little.",
+        )
+    return [scan for scan in scans if scan.id not in {one.case for one in strange}]
 
 
 def _evenly(cases: list[Case], most: int) -> list[Case]:

@@ -80,8 +80,8 @@ def use_plan(part: Part, plan: Plan) -> None:
     joint = part.joint
     part.prepared.plan = joint.plan = plan
     joint.sampler = Sampler(part.prepared.labelled, plan)
-    if joint.mixing is not None and joint.mixing.unlabelled is not None:
-        joint.mixing.unlabelled = Sampler(part.prepared.unlabelled, plan)
+    if (m := joint.mixing) is not None and m.unlabelled is not None:
+        m.unlabelled, m.meta_unlabelled = (Sampler(part.prepared.unlabelled, p) for p in (plan, meta_plan(plan)[0]))
     if joint.synthesis is not None:
         smaller, joint.synthesis.meta_batch = meta_plan(plan)
         joint.synthesis.meta_sampler = Sampler(part.prepared.labelled, smaller)

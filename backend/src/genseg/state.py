@@ -252,7 +252,8 @@ def _build_synthesis(prepared: Prepared, settings: Settings) -> Synthesis:
     discriminator = _seeded(seed, "discriminator", lambda: build_discriminator(plan, layouts)).to(device)
     sources = Sources.of(prepared.labelled, prepared.unlabelled, prepared.study.patients, plan, seed)
     rng = stream(seed, "meta parameters")
-    meta = MetaParameters(generator, rng, settings.synthetic_weight, sources.operations).to(device)
+    consistent = settings.mixes and bool(prepared.unlabelled)
+    meta = MetaParameters(generator, rng, settings.synthetic_weight, sources.operations, consistent).to(device)
     smaller, batch = meta_plan(plan)
     return Synthesis(
         generator=generator,
@@ -271,8 +272,8 @@ def _build_synthesis(prepared: Prepared, settings: Settings) -> Synthesis:
 
 def _build_mixing(part: Part, others: list[tuple[Sampler, Plan]], settings: Settings) -> Mixing:
     scans, plan = part.prepared.unlabelled, part.prepared.plan
-    unlabelled = Sampler(scans, plan) if scans else None
-    return Mixing(unlabelled, part.model, others, frozenset(settings.without))
+    sampler, small = (Sampler(scans, p) if scans else None for p in (plan, meta_plan(plan)[0]))
+    return Mixing(sampler, small, part.model, others, frozenset(settings.without))
 
 
 def _seeded(seed: int, name: str, build: Callable[[], Network]) -> Network:

@@ -175,10 +175,10 @@ class Joint:
         rng = stream(self.seed, "mix", step)
         a, seen = self._labelled_side(m, step, stage, synthetic, rng)
         if m.unlabelled is not None:
-            weight = 0.0 if "consistency" in m.without or stage.consistency is None else stage.consistency
-            teacher = self.segmenter if "teacher" in m.without else m.teacher
+            kappa = 1.0 if self.synthesis is None else float(self.synthesis.meta.consistency().detach())
+            weight = 0.0 if stage.consistency is None else stage.consistency * kappa
             with self.device.autocast():
-                b = taught_side(m.unlabelled, teacher, self._half, rng, weight)
+                b = taught_side(m.unlabelled, self._teacher(m), self._half, rng, weight, m.without)
             seen["mix/sure"] = float((b.of_any > 0).float().mean())
         else:
             image, layout = self._real_pairs(self._half, step, stage, "mix other")
@@ -189,6 +189,9 @@ class Joint:
             loss = mix_loss(self.segmenter, image, at_a, a, b, "synthetic-task" not in m.without).mean()
         loss.backward()
         return seen | {"loss/mixed": float(loss.detach())}
+
+    def _teacher(self, m: Mixing) -> nn.Module:
+        return self.segmenter if "teacher" in m.without else m.teacher
 
     def _labelled_side(
         self, m: Mixing, step: int, stage: Stage, synthetic: bool, rng: torch.Generator
@@ -255,10 +258,14 @@ class Joint:
         """min_A L(S'(A); D_val) with S' one step of level 2 ahead, in float32, on the smaller meta-patch."""
         parameters: Parameters = dict(self.segmenter.named_parameters())
         image, label = self._validation_batch(s, step, stage)
+        taught = self._taught(step, stage, s.meta_batch)
         gradient, validation = hypergradient(
             parameters,
             dict(s.generator.named_parameters()),
-            lambda weights, ahead: self._expected_synthetic_loss(s, weights, ahead, step, stage),
+            lambda weights, ahead: (
+                self._expected_synthetic_loss(s, weights, ahead, step, stage)
+                + self._expected_consistency(s, weights, taught)
+            ),
             lambda ahead: self._virtual_level1_loss(s, ahead, step, stage),
             lambda weights: segmentation_loss(self._segment(weights, image), label).mean(),
             list(s.meta.parameters()),
@@ -293,6 +300,21 @@ class Joint:
         loss = segmentation_loss(self._segment(weights, image), soft_label_of(layout, self.plan.classes))
         loss = (loss * draw.wanted.to(loss.device)).mean()
         return s.meta.share() * s.meta.weight() * loss
+
+    def _taught(self, step: int, stage: Stage, n: int) -> Side | None:
+        """What the teacher says of n small patches of scans without labels; None where nobody asks it."""
+        m = self.mixing
+        if m is None or m.meta_unlabelled is None or not stage.consistency:
+            return None
+        rng = stream(self.seed, "meta mix", step)
+        return taught_side(m.meta_unlabelled, self._teacher(m), n, rng, stage.consistency, m.without)
+
+    def _expected_consistency(self, s: Synthesis, weights: Parameters, taught: Side | None) -> Tensor:
+        """κ r L(S(x), T(x)): a step's consistency, without the mixing."""
+        if taught is None:
+            return torch.zeros((), device=self.device.torch)
+        loss = segmentation_loss(self._segment(weights, taught.image), taught.target, taught.of_tasks)
+        return s.meta.consistency() * loss.mean()
 
     def _virtual_level1_loss(self, s: Synthesis, weights: Parameters, step: int, stage: Stage) -> Tensor:
         """L_G(G; A) on a small real batch."""

@@ -1,7 +1,7 @@
 """Level 3: what the validation loss shapes.
 
 A = (kernel mixture and noise of the generator, spread of styles, augmentation strengths,
-     weight γ of the synthetic loss, share ρ of steps that see synthetic pairs)
+     weight γ of the synthetic loss, share ρ of steps that see synthetic pairs, weight κ of the consistency)
 min_A  L(S*(A); D_val)
 """
 
@@ -25,7 +25,7 @@ class MetaParameters(nn.Module):
 
     def __init__(
         self, generator: SpadeGenerator, rng: torch.Generator, fixed_weight: float | None = None,
-        operations: Sequence[str] = OPERATIONS,
+        operations: Sequence[str] = OPERATIONS, consistent: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.operations = tuple(operations)
@@ -36,6 +36,8 @@ class MetaParameters(nn.Module):
         ranges = [self._range(name) for name in self.operations]
         self.strength_logit = nn.Parameter(torch.tensor([_logit(1.0, bounds) for bounds in ranges]))
         self.weight_logit = nn.Parameter(torch.full((1,), _logit(0.7, WEIGHT_RANGE)))
+        # κ, only where there is a teacher whose advice it weighs.
+        self.consistency_logit = nn.Parameter(torch.full((1,), _logit(1.0, WEIGHT_RANGE))) if consistent else None
         self.share_logit = nn.Parameter(torch.full((1,), _logit(0.6, SHARE_RANGE)))
 
     def strength(self) -> dict[str, Tensor]:
@@ -58,6 +60,12 @@ class MetaParameters(nn.Module):
             return torch.tensor(self.fixed_weight, device=self.weight_logit.device)
         return _bounded(self.weight_logit, WEIGHT_RANGE)[0]
 
+    def consistency(self) -> Tensor:
+        """κ, a scalar: weight of what the teacher says of scans without labels."""
+        if self.consistency_logit is None:
+            return torch.ones((), device=self.weight_logit.device)
+        return _bounded(self.consistency_logit, WEIGHT_RANGE)[0]
+
     def share(self) -> Tensor:
         """ρ, a scalar: share of the segmenter's steps that give half of their batch to synthetic pairs."""
         return _bounded(self.share_logit, SHARE_RANGE)[0]
@@ -66,6 +74,8 @@ class MetaParameters(nn.Module):
         """Every quantity by its event name, for the curves."""
         values = {f"meta/strength/{name}": float(v.detach()) for name, v in self.strength().items()}
         values["meta/synthetic_weight"] = float(self.weight().detach())
+        if self.consistency_logit is not None:
+            values["meta/consistency"] = float(self.consistency().detach())
         values["meta/synthetic_share"] = float(self.share().detach())
         values["meta/style_spread"] = float(self.style_log.detach().exp())
         values["meta/noise"] = float(self.noise_log.detach().exp().mean())

@@ -12,7 +12,7 @@ def segmentation_loss(logits: Tensor, target: Tensor, where: Tensor | None = Non
 
     logits: [n, K, *patch]. target: int64 indices [n, *patch] or shares [n, K, *patch].
     Dice is taken over the structures, not the background, each sample for itself. `where`: weight of each voxel
-    [n, *patch], 0..1; one that counts nothing is as if it lay outside the patch.
+    [n, *patch]; one that counts nothing is as if it lay outside the patch, and of one weight for all it is a factor.
     """
     logits = logits.float()
     soft = target if target.ndim == logits.ndim else one_hot(target, logits.shape[1])
@@ -22,11 +22,13 @@ def segmentation_loss(logits: Tensor, target: Tensor, where: Tensor | None = Non
     if where is None:
         cross_entropy = cross_entropy.mean(1)
     else:
-        counted = where.flatten(1)
-        cross_entropy = (cross_entropy * counted).sum(1) / counted.sum(1).clamp_min(1)
-        p, t = p * counted[:, None], t * counted[:, None]
+        weight = where.flatten(1)
+        counted = (weight > 0).sum(1).clamp_min(1)
+        cross_entropy = (cross_entropy * weight).sum(1) / counted
+        p, t = p * weight[:, None], t * weight[:, None]
     dice = (2 * (p * t).sum(-1) + SMOOTH) / (p.sum(-1) + t.sum(-1) + SMOOTH)
-    return cross_entropy + (1 - dice).mean(1)
+    lacking = (1 - dice).mean(1)
+    return cross_entropy + (lacking if where is None else lacking * weight.sum(1) / counted)
 
 
 def deep_segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:

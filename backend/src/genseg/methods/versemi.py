@@ -39,6 +39,7 @@ class Mixing:
     """Everything that only the methods with mixed images need."""
 
     unlabelled: Sampler | None  # None where there are no scans to learn from: then two labelled pairs are mixed
+    meta_unlabelled: Sampler | None  # of the smaller patches of level 3
     teacher: nn.Module
     others: list[tuple[Sampler, Plan]]  # labelled scans of the other studies of this training
     without: frozenset[Part] = frozenset()
@@ -65,7 +66,9 @@ def labelled_side(
 
 
 @torch.no_grad()
-def taught_side(sampler: Sampler, teacher: nn.Module, n: int, rng: torch.Generator, weight: float) -> Side:
+def taught_side(
+    sampler: Sampler, teacher: nn.Module, n: int, rng: torch.Generator, weight: float, without: frozenset[Part]
+) -> Side:
     """n patches of scans without labels, as the teacher labels them; then both are changed like any labelled pair.
 
     So the teacher sees the scans as they are, the segmenter as augmented as it can be. What the teacher is not sure of
@@ -79,7 +82,7 @@ def taught_side(sampler: Sampler, teacher: nn.Module, n: int, rng: torch.Generat
     sure, label = torch.softmax(logits.float(), 1).max(1)
     label = label.masked_fill(sure < SURE, plan.classes)
     image, label = changed(clean, label, draw, plan)
-    counts = (label < plan.classes).float() * weight
+    counts = (label < plan.classes).float() * (0.0 if "consistency" in without else weight)
     label = label.masked_fill(label == plan.classes, 0)
     return Side(image, one_hot(label, plan.classes), plan.prompts.tasks, counts, counts)
 
