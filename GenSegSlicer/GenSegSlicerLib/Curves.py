@@ -34,6 +34,8 @@ def _groups():
         "meta/synthetic_weight": _("How much a synthetic scan counts (real = 1)"),
         "meta/synthetic_share": _("Share of steps with synthetic scans"),
         "synthetic/kept": _("Share of synthetic scans that were usable"),
+        "meta/consistency": _("How much a scan without labels counts"),
+        "mix/sure": _("Share of scans without labels that it is sure of"),
     }
     return (
         _Group("dice", _("How well it segments"), _("Overlap (Dice, 1 is perfect)"), {
@@ -43,9 +45,10 @@ def _groups():
         _Group("loss", _("Errors"), _("Error (lower is better)"), {
             "loss/real": _("Real scans"),
             "loss/synthetic": _("Synthetic scans"),
+            "loss/mixed": _("Mixed scans"),
             "loss/validation": _("Scans held back for a while"),
         }),
-        _Group("learned", _("What it has learned about synthetic scans"), _("Learned value"), learned),
+        _Group("learned", _("What it has learned about other scans"), _("Learned value"), learned),
         _Group("variation", _("How strongly it varies synthetic scans"), _("Strength"), {
             "meta/strength/": "{name}",
             "meta/style_spread": _("look"),

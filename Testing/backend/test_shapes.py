@@ -21,8 +21,8 @@ from genseg.preprocess import WorkingCase
 from genseg.randomness import stream
 from genseg.sampling import Sampler
 from genseg.schedule import Clock
-from genseg.state import RunState
 from genseg.settings import Settings
+from genseg.state import RunState
 from genseg.study import read_study
 from genseg.train import _pretrain_step
 

@@ -45,7 +45,7 @@ def test_every_curve_is_drawn_with_exactly_its_own_points(mrml, curves):
     assert {key: chart.GetTitle() for key, chart in charts.items()} == {
         "dice": "How well it segments",
         "loss": "Errors",
-        "learned": "What it has learned about synthetic scans",
+        "learned": "What it has learned about other scans",
         "variation": "How strongly it varies synthetic scans",
     }
     drawn = lines(charts["dice"])

@@ -15,10 +15,12 @@ STRENGTH = "meta/strength/"
 KNOWN_CURVES = {
     "loss/real": "on real scans", "loss/synthetic": "on synthetic scans", "loss/validation": "on held-back scans",
     "loss/generator": "generator", "loss/discriminator": "discriminator", "dice/validation": "mean Dice",
-    "meta/synthetic_weight": "weight", "meta/synthetic_share": "share",
+    "meta/synthetic_weight": "weight", "meta/synthetic_share": "share", "loss/mixed": "on mixed scans",
+    "meta/consistency": "weight", "mix/sure": "share",
 }  # fmt: skip
 SETTINGS = {
-    "dataset": "study", "out": "run folder", "method": "method", "labelled": "labelled scans asked for",
+    "dataset": "study", "more": "further studies", "learn_unlabelled": "learns from scans without labels",
+    "without": "parts left out", "out": "run folder", "method": "method", "labelled": "labelled scans asked for",
     "unlabelled": "unlabelled scans asked for", "seed": "seed of everything random", "budget": "time budget, seconds",
     "iterations": "training steps asked for", "device": "device asked for", "init": "started from",
     "synthetic_weight": "fixed weight of synthetic scans", "generator": "generator", "segmenter": "segmenter",
@@ -29,6 +31,7 @@ PLAN = {
     "patch": "patch, voxels", "batch": "scans at once", "normalisation": "intensities", "filters": "filters by level",
     "kernels": "kernels by level", "strides": "strides by level", "deep_supervision": "deep supervision",
     "mirror_axes": "axes that may be mirrored",
+    "prompts": "prompts of the network",
     "precision": "number format", "memory_mb": "memory estimate, MB", "physical": "scans have a size in mm",
     "reference_long_side": "long side taken as reference, pixels",
 }  # fmt: skip
@@ -170,7 +173,7 @@ def _panels(curves: dict[str, Points]) -> list[Panel]:
         return {KNOWN_CURVES[name]: curves[name] for name in names if curves.get(name)}
 
     return [
-        Panel("Error of the segmenter", "loss", pick("loss/real", "loss/synthetic", "loss/validation"),
+        Panel("Error of the segmenter", "loss", pick("loss/real", "loss/synthetic", "loss/mixed", "loss/validation"),
               "Should fall and then level off. If it falls on real scans but rises on held-back scans, the model "
               "learns by heart: more labelled scans would help."),
         Panel("Overlap on scans held back for a while", "Dice", pick("dice/validation"),
@@ -183,6 +186,10 @@ def _panels(curves: dict[str, Points]) -> list[Panel]:
               "Learned: how much an error on a synthetic scan counts against one on a real scan (1 is the same)."),
         Panel("Share of steps with synthetic scans", "share of steps", pick("meta/synthetic_share"),
               "Learned: how many of the steps give half of their scans to synthetic ones.", (0.0, 1.0)),
+        Panel("What the model is sure of in scans without labels", "share of voxels", pick("mix/sure"),
+              "Only there its own answer teaches it. It says nothing about whether the answer is right.", (0.0, 1.0)),
+        Panel("Trust in scans without labels", "weight", pick("meta/consistency"),
+              "Learned: how much disagreeing with itself there counts against an error on a labelled scan."),
     ]  # fmt: skip
 
 
