@@ -370,6 +370,20 @@ def test_a_full_disk_is_reported_before_the_run_folder_exists(tmp_path: Path) ->
     assert check_disk(out, needed_mb=0.001) == [] and not out.parent.exists()
 
 
+def test_scans_without_labels_are_checked_like_the_labelled_ones(small_study: MakeStudy) -> None:
+    study = small_study(training=2, test=5)
+    paths = [study.folder / case["image"] for case in study.test]
+    study.content["unlabeled"], study.content["test"] = [str(path) for path in paths], []
+    nan, constant, coloured, damaged, sound = (path.name.split(".")[0] for path in paths)
+    change(paths[0], lambda a: np.where(a == a.max(), np.nan, a.astype(np.float32)))
+    change(paths[1], np.zeros_like)
+    study.content["unlabeled"][2] = {"image": [str(paths[2])] * 2, "id": coloured}
+    cut_off(paths[3])
+    found = {(f.code, f.case) for f in study.faults()}
+    wanted = {("nan_voxels", nan), ("constant_image", constant), ("channel_count", coloured), ("corrupt_file", damaged)}
+    assert found == wanted, f"and none of {sound}"
+
+
 def test_all_faults_come_at_once_in_the_order_of_the_study(small_study: MakeStudy, tmp_path: Path) -> None:
     study = small_study()
     study.image(0).unlink()
