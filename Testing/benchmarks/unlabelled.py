@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--held-back", type=int, default=0, help="test on so many scans of `training`, to choose by")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--long-first", action="store_true", help="so that no process waits for a long one at the end")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no training after that")
     chosen = parser.parse_args()
     runs = []
@@ -208,7 +209,8 @@ def main() -> None:
     done = {tuple(row[k] for k in FIELDS[:4]) for row in csv.DictReader(chosen.rows.open())}
     context = multiprocessing.get_context("spawn")
     waiting, lock = context.Queue(), context.Lock()
-    for run in [run for run in runs if run.key() not in done]:
+    left = [run for run in runs if run.key() not in done]
+    for run in sorted(left, key=lambda run: -COST[run.method]) if chosen.long_first else left:
         waiting.put(run)
     for _ in range(chosen.jobs):
         waiting.put(None)

@@ -28,8 +28,8 @@ from genseg.sampling import Sampler, changed
 from genseg.settings import Part
 
 BOX = (0.3, 0.7)  # sides of the cuboid, as shares of the patch's
-MIX_WEIGHT = 1.0
-CUT = 1.0
+MIX_WEIGHT = 0.5  # of L_mix beside the loss on real pairs
+CUT = 0.5  # of the images are mixed; in the others the scan without a label is seen whole
 SURE = 0.8  # probability of the teacher's winning class from which a voxel teaches
 RAMP = 0.2  # of the training, until consistency has its full weight
 
