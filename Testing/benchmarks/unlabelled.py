@@ -35,8 +35,8 @@ SETS: dict[str, tuple[tuple[str, int, int], ...]] = {
     "kvasir-5": (("kvasir", 5, 300),),
     "hippocampus-1+acdc-2": (("hippocampus", 1, 100), ("acdc", 4, 12)),
 }
-# Seconds of a training step in supervised steps, generator's pretraining included; two cores, see docs/benchmarks.md.
-COST = {"supervised": 1.0, "genseg": 1.3, "versemi": 1.22, "genseg+versemi": 1.5}
+# Time of a training step in supervised steps, generator's pretraining included, on a processor: docs/benchmarks.md.
+COST = {"supervised": 1.0, "genseg": 1.27, "versemi": 1.24, "genseg+versemi": 1.7}
 PARTS = ("prompts", "auxiliary", "synthetic-task", "consistency", "teacher")
 ARMS = (*COST, *(f"versemi-{part}" for part in PARTS))
 FIELDS = ("set", "arm", "seed", "steps", "dice", "dices", "train_s", "device", "code")
