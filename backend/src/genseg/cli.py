@@ -290,10 +290,10 @@ def report(run: Run) -> None:
 
     def body(session: Session) -> None:
         _need_run(run)
-        from genseg.report import build_report
+        from genseg.report import build_reports
         from genseg.runfolder import RunFolder
 
-        session.print(str(build_report(RunFolder(run))))
+        session.print(str(build_reports(RunFolder(run))))
 
     serve(body)
 

@@ -33,6 +33,7 @@ def export_bundle(run: RunFolder, out: Path) -> None:
 
     Raises RunFailed where the run has no usable model yet, or the weights do not fit the plan.
     """
+    run.need_one_study()
     if not run.best.exists():
         raise RunFailed(
             "no_model",
@@ -104,7 +105,7 @@ def metadata(plan: Plan, study: Study, settings: Settings) -> dict[str, Any]:
         "name": f"Segmentation of {names}",
         "task": f"Segmentation of {names} in {_kind(plan)}",
         "description": f"A {plan.dims}D {network} trained by genseg {__version__} with the method '{settings.method}' "
-        f"(seed {settings.seed}) on {len(study.training)} labelled and {len(study.unlabeled)} unlabelled scans of the "
+        f"(seed {settings.seed}) on {len(study.training)} labelled and {_learned_from(study, settings)} unlabelled scans of the "
         f"study '{study.name}'.",
         "authors": "The person who trained this model with GenSeg",
         "copyright": "The person who trained this model; see docs/license.txt",
@@ -117,6 +118,11 @@ def metadata(plan: Plan, study: Study, settings: Settings) -> dict[str, Any]:
         "references": [text for text in [study.reference] if text],
         "network_data_format": _network_data_format(plan, study),
     }
+
+
+def _learned_from(study: Study, settings: Settings) -> int:
+    """Number of scans without labels that training may have looked at."""
+    return len(study.unlabeled) if settings.learn_unlabelled and settings.method != "supervised" else 0
 
 
 def _required_packages(plan: Plan) -> dict[str, str]:
@@ -170,7 +176,7 @@ def _readme(plan: Plan, study: Study, settings: Settings) -> str:
 
 {INTENDED_USE}
 
-Trained on {len(study.training)} labelled and {len(study.unlabeled)} unlabelled scans of the study "{study.name}" with
+Trained on {len(study.training)} labelled and {_learned_from(study, settings)} unlabelled scans of the study "{study.name}" with
 genseg {__version__}, method {settings.method}, seed {settings.seed}. {study.reference}
 
 ## Run it

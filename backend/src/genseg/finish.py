@@ -13,7 +13,7 @@ from genseg.export import export_bundle
 from genseg.inference import Predictor
 from genseg.outputs import Output
 from genseg.predict import Split, by_files, predict_cases
-from genseg.report import build_overview, build_report
+from genseg.report import build_reports
 from genseg.runfolder import RunFolder, read_json, replacing, write_json
 from genseg.state import RunState
 from genseg.synthesize import write_pairs
@@ -59,10 +59,7 @@ def finish(run: RunFolder, state: RunState, status: int, made: list[Output], log
     for output in made:
         export_bundle(output.folder, output.folder.model)
     log.emit(Progress(phase="report", step=1, total=2))
-    for output in made:
-        build_report(output.folder, status)
-    if len(made) > 1:
-        build_overview(run, [output.folder for output in made])
+    build_reports(run, status)
     log.emit(Progress(phase="report", step=2, total=2))
     if status == EXIT_OK:
         with replacing(run.done) as temporary:

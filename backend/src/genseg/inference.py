@@ -44,10 +44,7 @@ class Predictor:
     def load(cls, run: Path, device: str = "auto") -> "Predictor":
         """From a run folder or a bundle. Raises RunFailed where there is no usable model yet."""
         folder = RunFolder(run)
-        if folder.several:
-            own = ", ".join(str(study.path) for study in folder.saved_studies())
-            message = f"{run} was trained on several studies, each with a model for its own structures."
-            raise RunFailed("several_studies", message, f"Give the folder of one of them: {own}.")
+        folder.need_one_study()
         if folder.best.exists():
             weights, plan, table = folder.best, Plan.load(folder.plan), Study.load(folder.study).labels
         else:

@@ -16,7 +16,7 @@ from genseg.device import Device, find_device
 from genseg.errors import Fault, InputFaults
 from genseg.events import EventLog, Progress
 from genseg.imageio import Scan, UnusableImage, read_label, read_scan
-from genseg.likeness import unlike
+from genseg.likeness import Unlike, unlike
 from genseg.methods.synthesis import layout_of
 from genseg.plan import Plan
 from genseg.preprocess import WorkingCase, colours_of, label_to_working_grid, to_working_grid
@@ -30,6 +30,7 @@ NEEDED_MB = 500  # for checkpoints, synthetic pairs, model and report
 T = TypeVar("T")
 STYLE_SCANS = 64  # unlabelled scans whose looks the generator may borrow
 MOST_UNLABELLED = 400  # unlabelled scans that the teacher looks at
+NAMED = 5  # scans that are warned about one by one
 UNLABELLED_VOXELS = 250_000_000  # of them all, in memory: 1 GB
 
 
@@ -129,14 +130,26 @@ def _load_unlabelled(
         )
     scans = _read_all(some, lambda case: _unlabelled_scan(case, plan, device))
     strange = unlike(labelled, scans, plan)
-    for one in strange:
+    _warn_of_unlike(strange, len(scans), log)
+    return [scan for scan in scans if scan.id not in {one.case for one in strange}]
+
+
+def _warn_of_unlike(strange: list[Unlike], looked_at: int, log: EventLog) -> None:
+    """Each by its name and reason; of many the worst ones, and how many there are."""
+    for one in strange[:NAMED]:
         log.warn(
             "unlike_scan",
-            f"{one.case} does not look like the labelled scans ({one.reason}; {one.score:.1f} times as far from "
-            "them as scans of one kind are), so nothing is learned from it; it is segmented all the same.",
+            f"{one.case} does not look like the labelled scans ({one.reason}), so nothing is learned from it; it is "
+            f"segmented all the same. It is {one.score:.1f} times as far from them as scans of one kind are.",
             "Look whether it is of another modality or body part; if so, its segmentation means little.",
         )
-    return [scan for scan in scans if scan.id not in {one.case for one in strange}]
+    if len(strange) > NAMED:
+        log.warn(
+            "unlike_scan",
+            f"In all {len(strange)} of {looked_at} scans do not look like the labelled ones, so nothing is learned "
+            f"from them; the others are {', '.join(one.case for one in strange[NAMED:])}.",
+            "If they are what you want segmented, label one or two of them as well.",
+        )
 
 
 def _evenly(cases: list[Case], most: int) -> list[Case]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from genseg.errors import DamagedFile, Fault, InputFaults
+from genseg.errors import DamagedFile, Fault, InputFaults, RunFailed
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -95,6 +95,13 @@ class RunFolder:
     def several(self) -> bool:
         """Whether this is a run of several studies, whose models lie in their own folders."""
         return self.order.exists()
+
+    def need_one_study(self) -> None:
+        """Raises RunFailed for a run of several studies: which of its models is meant?"""
+        if self.several:
+            own = ", ".join(str(study.path) for study in self.saved_studies())
+            message = f"{self.path} was trained on several studies, each with a model for its own structures."
+            raise RunFailed("several_studies", message, f"Give the folder of one of them: {own}.")
 
     def saved_studies(self) -> list["RunFolder"]:
         """The same for a run that exists, in the order of training."""

@@ -58,8 +58,15 @@ def _page(run: RunView, shown: int) -> str:
     )
 
 
-def build_overview(run: RunFolder, studies: list[RunFolder]) -> Path:
-    """Write the report.html of a run of several studies: links to the report of each."""
+def build_reports(run: RunFolder, status: int | None = None) -> Path:
+    """The report of every study of a run, and where there are several, one with links to them. → the run's own."""
+    studies = run.saved_studies()
+    for study in studies:
+        build_report(study, status)
+    return _overview(run, studies) if run.several else run.report
+
+
+def _overview(run: RunFolder, studies: list[RunFolder]) -> Path:
     entries = [
         tag("li", tag("a", one.path.name, href=quote(f"studies/{one.path.name}/report.html"))) for one in studies
     ]
