@@ -105,8 +105,7 @@ def metadata(plan: Plan, study: Study, settings: Settings) -> dict[str, Any]:
         "name": f"Segmentation of {names}",
         "task": f"Segmentation of {names} in {_kind(plan)}",
         "description": f"A {plan.dims}D {network} trained by genseg {__version__} with the method '{settings.method}' "
-        f"(seed {settings.seed}) on {len(study.training)} labelled and {_learned_from(study, settings)} unlabelled scans of the "
-        f"study '{study.name}'.",
+        f"(seed {settings.seed}) on {_trained_on(study, settings)}.",
         "authors": "The person who trained this model with GenSeg",
         "copyright": "The person who trained this model; see docs/license.txt",
         "data_source": study.name,
@@ -120,9 +119,10 @@ def metadata(plan: Plan, study: Study, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _learned_from(study: Study, settings: Settings) -> int:
-    """Number of scans without labels that training may have looked at."""
-    return len(study.unlabeled) if settings.learn_unlabelled and settings.method != "supervised" else 0
+def _trained_on(study: Study, settings: Settings) -> str:
+    """Which scans the model has seen, in words."""
+    looked_at = len(study.unlabeled) if settings.learn_unlabelled and settings.method != "supervised" else 0
+    return f"{len(study.training)} labelled and {looked_at} unlabelled scans of the study '{study.name}'"
 
 
 def _required_packages(plan: Plan) -> dict[str, str]:
@@ -176,7 +176,7 @@ def _readme(plan: Plan, study: Study, settings: Settings) -> str:
 
 {INTENDED_USE}
 
-Trained on {len(study.training)} labelled and {_learned_from(study, settings)} unlabelled scans of the study "{study.name}" with
+Trained on {_trained_on(study, settings)} with
 genseg {__version__}, method {settings.method}, seed {settings.seed}. {study.reference}
 
 ## Run it
