@@ -11,6 +11,8 @@ from genseg.report.reading import RunView
 from genseg.wording import duration
 
 METHODS = {
+    "genseg+versemi": "a generator and a segmenter were trained together, also on unlabelled scans",
+    "versemi": "a segmenter was trained on labelled scans and on scans without labels",
     "genseg": "a generator of synthetic scans and a segmenter were trained together",
     "separate": "a generator was trained first, then a segmenter on real and synthetic scans",
     "supervised": "a segmenter was trained on the labelled scans alone, without synthetic scans",
