@@ -9,7 +9,8 @@ from genseg.settings import Settings
 
 PRETRAIN_SHARE = 0.08  # of the time; in iterations: a quarter as many generator steps as segmenter steps
 SHAPES_SHARE = 0.04  # of the time, at most, for registering scans; in iterations: a map for three generator steps
-MIX_FROM = 0.2
+MIX_FROM = 0.2  # the same for learning from scans without labels,
+TEACHES_FROM = 120  # but not before so many steps: a teacher that knows nothing teaches that there is nothing
 SYNTHETIC_FROM = 0.2  # of the segmenter's training: before that it cannot judge a synthetic pair
 LEVEL3_UNTIL = 0.6  # then the learned meta-parameters are frozen and all labels are used
 WINDOW = 32  # steps for which a fold is held out; level 3 comes due twice in them, never at their very beginning
@@ -85,7 +86,8 @@ def stage_at(progress: float, step: int, patients: list[str], settings: Settings
     """
     if settings.method == "supervised" or progress < SYNTHETIC_FROM:
         return Stage()
-    consistency = ramp(progress, MIX_FROM) if settings.mixes and progress >= MIX_FROM else None
+    teaching = settings.mixes and progress >= MIX_FROM and step >= TEACHES_FROM
+    consistency = ramp(progress, MIX_FROM) if teaching else None
     if not settings.generates:
         return Stage(consistency=consistency)
     common = Stage(synthetic=True, level1=progress < LEVEL3_UNTIL, consistency=consistency)

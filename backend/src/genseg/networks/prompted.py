@@ -12,6 +12,7 @@ from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
 WIDTH = 8  # channels of a dynamic head's layers
+RARE = -2.0  # logit of a structure at first: most of a scan is background, which takes steps to learn otherwise
 
 
 class DynUNetFeatures(DynUNet):
@@ -56,6 +57,7 @@ class DynamicHead(nn.Module):
         self.of_prompt = nn.Parameter(
             torch.cat([torch.randn(prompts, n) * std for n, std in zip(self.sizes, spread, strict=True)], 1)
         )
+        self.of_prompt.data[:, features] = RARE
         self.of_image = nn.Linear(bottleneck, sum(self.sizes), bias=False)
         nn.init.zeros_(self.of_image.weight)
 
@@ -82,6 +84,7 @@ class StaticHead(nn.Module):
     def __init__(self, dims: int, features: int, prompts: int):
         super().__init__()
         self.out = (nn.Conv2d if dims == 2 else nn.Conv3d)(features, prompts, 1)
+        nn.init.constant_(self.out.bias, RARE)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor, bottleneck: Tensor, prompts: Sequence[int]) -> Tensor:
         logits: Tensor = self.out(features)
