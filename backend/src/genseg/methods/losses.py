@@ -19,14 +19,15 @@ def segmentation_loss(logits: Tensor, target: Tensor, where: Tensor | None = Non
     log_p = F.log_softmax(logits, 1)
     cross_entropy = -(soft * log_p).sum(1).flatten(1)
     p, t = log_p.exp()[:, 1:].flatten(2), soft[:, 1:].flatten(2)
+    both, either = p * t, p + t
     if where is None:
         cross_entropy = cross_entropy.mean(1)
     else:
         weight = where.flatten(1)
         counted = (weight > 0).sum(1).clamp_min(1)
         cross_entropy = (cross_entropy * weight).sum(1) / counted
-        p, t = p * weight[:, None], t * weight[:, None]
-    dice = (2 * (p * t).sum(-1) + SMOOTH) / (p.sum(-1) + t.sum(-1) + SMOOTH)
+        both, either = both * weight[:, None], either * weight[:, None]
+    dice = (2 * both.sum(-1) + SMOOTH) / (either.sum(-1) + SMOOTH)
     lacking = (1 - dice).mean(1)
     return cross_entropy + (lacking if where is None else lacking * weight.sum(1) / counted)
 

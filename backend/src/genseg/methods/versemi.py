@@ -71,8 +71,8 @@ def taught_side(
 ) -> Side:
     """n patches of scans without labels, as the teacher labels them; then both are changed like any labelled pair.
 
-    So the teacher sees the scans as they are, the segmenter as augmented as it can be. What the teacher is not sure of
-    is marked with an index beyond the classes on the way.
+    So the teacher sees the scans as they are, the segmenter as augmented as it can be. On the way its answers are one
+    higher, and 0 is what it is not sure of, as it is what comes from outside the patch.
     """
     plan, draw = sampler.plan, sampler.draw(n, rng)
     assert plan.prompts is not None
@@ -80,11 +80,9 @@ def taught_side(
     logits = teacher(clean)
     logits = logits[:, 0] if logits.ndim > clean.ndim else logits  # the segmenter itself may be the teacher
     sure, label = torch.softmax(logits.float(), 1).max(1)
-    label = label.masked_fill(sure < SURE, plan.classes)
-    image, label = changed(clean, label, draw, plan)
-    counts = (label < plan.classes).float() * (0.0 if "consistency" in without else weight)
-    label = label.masked_fill(label == plan.classes, 0)
-    return Side(image, one_hot(label, plan.classes), plan.prompts.tasks, counts, counts)
+    image, label = changed(clean, (label + 1).masked_fill(sure < SURE, 0), draw, plan)
+    counts = (label > 0).float() * (0.0 if "consistency" in without else weight)
+    return Side(image, one_hot((label - 1).clamp_min(0), plan.classes), plan.prompts.tasks, counts, counts)
 
 
 def fitted(x: Tensor, patch: list[int]) -> Tensor:
