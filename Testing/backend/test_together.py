@@ -1,0 +1,206 @@
+"""Several studies in one training, on real scans: what they share, what each keeps, and what the run folder holds."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from tiny_run import tiny_study
+
+from genseg.cases import Case, Study
+from genseg.check import StudyFacts
+from genseg.device import Device
+from genseg.events import EventLog
+from genseg.imageio import read_label, read_scan
+from genseg.labels import LabelTable
+from genseg.prepare import load
+from genseg.runfolder import RunFolder
+from genseg.settings import Settings
+from genseg.study import read_study
+from genseg.together import differences, make_plans, named_apart, prompts_of
+
+CPU = Device(torch.device("cpu"), "processor", None, "fp32")
+
+
+def study(name: str, *structures: str) -> Study:
+    return Study(name=name, labels=LabelTable.from_names({i: s for i, s in enumerate(structures, start=1)}))
+
+
+def test_studies_of_one_name_get_names_apart_that_folders_can_have():
+    names = [one.name for one in named_apart([study("liver"), study("Liver"), study("a/b: c")])]
+    assert names[:2] == ["liver-1", "Liver-2"] and names[2] == "a_b_ c"
+    assert [one.name for one in named_apart([study("a"), study("b")])] == ["a", "b"]
+
+
+def test_structures_of_one_name_share_a_prompt_and_all_others_have_their_own():
+    found = prompts_of([study("a", "Liver", "tumour"), study("b", "spleen", "liver ")], dynamic=True)
+    assert [one.tasks for one in found] == [[0, 1], [2, 0]]
+    assert {one.count for one in found} == {4} and all(one.dynamic for one in found)
+
+
+def test_studies_that_one_network_cannot_serve_are_told_apart(tmp_path):
+    a, b = study("a"), study("b")
+    facts = [
+        StudyFacts(dims=3, channels=1, physical=True, cases=[]),
+        StudyFacts(dims=2, channels=3, physical=False, cases=[]),
+    ]
+    assert [fault.code for fault in differences([a, b], facts)] == ["studies_differ", "studies_differ"]
+    scan = Case(id="x", images=[tmp_path / "x.nii.gz"])
+    a, b = a.model_copy(update={"training": [scan]}), b.model_copy(update={"test": [scan]})
+    (fault,) = differences([a, b], [facts[0], facts[0]])
+    assert fault.code == "same_image" and fault.case == "x" and "a trains" in fault.rule
+
+
+def test_thick_slices_become_volumes_beside_volumes_and_all_get_one_network(data):
+    studies = [read_study(data / name) for name in ("hippocampus", "acdc")]
+    pairs = [[(read_scan(c.images), read_label(c.label, one.labels)[0]) for c in one.training[:2]] for one in studies]
+    hippocampus, acdc = make_plans(studies, pairs, CPU)
+    (alone,) = make_plans(studies[:1], pairs[:1], CPU)
+    assert hippocampus == alone
+    assert acdc.dims == 3 and acdc.slice_axis is None and acdc.filters == hippocampus.filters
+    coarsest = 2 ** (len(acdc.filters) - 1)
+    assert all(side % coarsest == 0 and side // coarsest >= 3 for side in acdc.patch)
+    (single,) = make_plans(studies[1:], pairs[1:], CPU)
+    assert single.dims == 2
+
+
+def test_scans_without_labels_are_left_alone_where_that_is_wished(data, tmp_path):
+    settings = Settings(dataset=data, out=tmp_path, method="genseg", learn_unlabelled=False)
+    whole = read_study(data / "hippocampus")
+    others = [case.model_copy(update={"label": None}) for case in whole.training[1:3]]
+    few = whole.model_copy(update={"training": whole.training[:1], "unlabeled": others})
+    (ready,) = load([few], None, settings, CPU, EventLog())
+    assert ready.unlabelled == [] and len(ready.study.unlabeled) == 2
+    (ready,) = load([few], None, settings.model_copy(update={"learn_unlabelled": True}), CPU, EventLog())
+    assert len(ready.unlabelled) == 2
+
+
+def test_a_scan_of_another_kind_is_named_and_teaches_nothing(data, tmp_path):
+    settings = Settings(dataset=data, out=tmp_path, method="versemi")
+    hippocampus, acdc = read_study(data / "hippocampus"), read_study(data / "acdc")
+    strange = acdc.training[0].model_copy(update={"label": None})
+    own = [case.model_copy(update={"label": None}) for case in hippocampus.training[2:6]]
+    few = hippocampus.model_copy(update={"training": hippocampus.training[:2], "unlabeled": [*own, strange]})
+    heard: list = []
+    (ready,) = load([few], None, settings, CPU, EventLog([heard.append]))
+    warned = [event for event in heard if event.event == "warning" and event.code == "unlike_scan"]
+    assert len(warned) == 1 and strange.id in warned[0].message and "segmented all the same" in warned[0].message
+    assert [case.id for case in ready.unlabelled] == [case.id for case in own]
+
+
+# --- a whole run ---------------------------------------------------------------------------------------------------
+
+
+def genseg(*arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "genseg", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Two tiny studies and a run of both."""
+    folder = tmp_path_factory.mktemp("together")
+    studies = [tiny_study(data / name, folder / name, 2, 1, 2) for name in ("hippocampus", "acdc")]
+    run = folder / "run"
+    done = genseg("train", *studies, "--iterations", 12, "--out", run, "--method", "genseg+versemi")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return studies[0], studies[1], run
+
+
+def test_each_study_has_a_folder_like_a_runs_own(two):
+    run = RunFolder(two[2])
+    assert run.done.exists() and run.report.exists() and run.last.exists() and not run.study.exists()
+    for folder, name in zip(run.saved_studies(), ("hippocampus", "acdc"), strict=True):
+        assert folder.path == run.path / "studies" / name
+        for file in (folder.settings, folder.study, folder.plan, folder.best, folder.events, folder.report):
+            assert file.exists(), file
+        assert (folder.model / "configs" / "inference.json").exists()
+        read = Study.load(folder.study)
+        values = {label.value for label in read.labels.labels}
+        cases = json.loads(folder.predictions_index.read_text())["cases"]
+        assert {case["case"] for case in cases} == {case.id for case in read.unlabeled + read.test}
+        for case in cases:
+            mask = sitk.GetArrayFromImage(sitk.ReadImage(str(folder.predictions / case["path"])))
+            assert set(np.unique(mask).tolist()) <= values
+            assert set(case["volumes_ml"]) == {label.name for label in read.labels.structures}
+        assert set(json.loads(folder.metrics.read_text())["test"]["labels"]) <= {s.name for s in read.labels.structures}
+        assert f"studies/{name}/report.html" in run.report.read_text()
+
+
+def test_the_runs_own_events_name_the_study_and_lead_to_its_files(two):
+    run = RunFolder(two[2])
+    events = [json.loads(line) for line in run.events.read_text().splitlines()]
+    names = {event["name"].split("/")[0] for event in events if event["event"] == "metric"}
+    assert names == {"hippocampus", "acdc"}
+    paths = [event["path"] for event in events if event["event"] in ("prediction", "synthetic")]
+    assert paths and all(path.startswith("studies/") and (run.path / path).exists() for path in paths)
+    assert [event["event"] for event in events].count("finished") == 1
+    own = [json.loads(line) for line in run.saved_studies()[0].events.read_text().splitlines()]
+    assert own[0]["event"] == "started" and own[-1]["event"] == "finished"
+
+
+def test_a_model_for_which_study_is_asked_for_and_the_answer_works(two, tmp_path):
+    scan = next((two[1] / "images").iterdir())
+    refused = genseg("predict", two[2], scan, "--out", tmp_path / "no")
+    assert refused.returncode == 1 and str(two[2] / "studies" / "acdc") in refused.stderr + refused.stdout
+    done = genseg("predict", two[2] / "studies" / "acdc", scan, "--out", tmp_path / "masks")
+    assert done.returncode == 0, done.stderr
+    (case,) = json.loads((tmp_path / "masks" / "index.json").read_text())["cases"]
+    assert len(case["volumes_ml"]) == 3
+    scored = genseg("evaluate", two[2] / "studies" / "hippocampus", two[0], "--json")
+    assert scored.returncode == 0 and json.loads(scored.stdout)["cases"]
+
+
+def test_faults_of_all_studies_are_told_at_once(two, tmp_path):
+    broken = []
+    for study_ in two[:2]:
+        content = json.loads((study_ / "dataset.json").read_text())
+        content["training"][0]["label"] = f"gone-{study_.name}.nii.gz"
+        (tmp_path / study_.name).mkdir()
+        for split in ("training", "test"):
+            content[split] = [{k: str(study_ / v) if k == "image" else v for k, v in c.items()} for c in content[split]]
+        (tmp_path / study_.name / "dataset.json").write_text(json.dumps(content))
+        broken.append(tmp_path / study_.name)
+    done = genseg("train", *broken, "--iterations", 5, "--out", tmp_path / "run")
+    said = done.stdout + done.stderr
+    assert done.returncode == 2 and "gone-hippocampus" in said and "gone-acdc" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_of_two_studies_ends_as_an_uninterrupted_one(two, tmp_path):
+    """Stopped before its first step, and gone on with from there."""
+    from genseg.prepare import prepare_again
+    from genseg.schedule import Clock
+    from genseg.state import build_state
+    from genseg.train import _pretrain_step, _train_step
+
+    run = RunFolder(two[2])
+    settings = Settings.load(run.settings)
+
+    def advance(state, steps: int) -> None:
+        clock = Clock(settings)
+        while clock.pretrain_progress(state.counters.pretrain_step) < 1:
+            _pretrain_step(state, clock, EventLog())
+        for _ in range(steps):  # late enough for everything to be at work
+            state.counters.step = max(state.counters.step, 400)
+            _train_step(state, 0.5)
+
+    ends = []
+    for at in (3, 6):
+        state = build_state(prepare_again(run, settings, EventLog()), settings)
+        advance(state, at)
+        state.save(tmp_path / "last.safetensors")
+        twin = build_state(prepare_again(run, settings, EventLog()), settings)
+        twin.load(tmp_path / "last.safetensors")
+        advance(twin, 6 - at)
+        ends.append(twin.modules())
+    assert {"hippocampus/meta", "acdc/generator"} <= ends[0].keys()
+    for name, module in ends[0].items():
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, ends[1][name].state_dict()[key]), f"{name} {key}"
