@@ -70,10 +70,10 @@ def built(ready: Prepared, method: str = "genseg", seed: int = 0, **chosen: obje
     return state
 
 
-def searching(labelled: int) -> Stage:
+def searching(labelled: int, consistency: float | None = None) -> Stage:
     """Everything at work, the first scan held out (with a single one, nothing can be)."""
     held_out = {} if labelled == 1 else {"train": list(range(1, labelled))}
-    return Stage(synthetic=True, level1=True, level3=True, validation=[0], **held_out)
+    return Stage(synthetic=True, level1=True, level3=True, consistency=consistency, validation=[0], **held_out)
 
 
 def advance(joint: Joint, steps: int, stage: Stage | None = None, first: int = 1, rate: float = 2e-3) -> int:
@@ -122,7 +122,8 @@ def widen(joint: Joint) -> Joint:
     for optimiser in (joint.optimiser, s.generator_optimiser, s.discriminator_optimiser, s.meta_optimiser):
         for entries in optimiser.state.values():
             entries.update({k: v.double() for k, v in entries.items() if k != "step"})
-    for case in {id(c): c for c in joint.sampler.cases + s.meta_sampler.cases}.values():
+    unlabelled = [] if joint.mixing is None else joint.mixing.unlabelled.cases + joint.mixing.meta_unlabelled.cases
+    for case in {id(c): c for c in joint.sampler.cases + s.meta_sampler.cases + unlabelled}.values():
         case.image = case.image.double()
     styles, shapes = s.sources.styles, s.sources.shapes
     styles.styles, styles.spread = styles.styles.double(), styles.spread.double()
