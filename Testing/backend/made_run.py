@@ -7,7 +7,7 @@ from real_data import DATA
 from safetensors.torch import save_model
 
 from genseg.networks import build_segmenter
-from genseg.plan import Normalisation, Plan
+from genseg.plan import Normalisation, Plan, Prompts
 from genseg.runfolder import RunFolder
 from genseg.settings import Settings
 from genseg.study import Study, read_study
@@ -53,19 +53,28 @@ def make_plan(name: str, classes: int, normalisation: list[Normalisation] | None
     )
 
 
-def make_run(folder: Path, name: str, normalisation: list[Normalisation] | None = None) -> tuple[RunFolder, Study]:
+def make_run(
+    folder: Path, name: str, normalisation: list[Normalisation] | None = None, prompts: Prompts | None = None
+) -> tuple[RunFolder, Study]:
     """Write settings, study, plan and weights; `name` is a study of the data folder."""
     run, study = RunFolder(folder), read_study(DATA / name)
     plan = make_plan(name, len(study.labels), normalisation)
+    plan.prompts = prompts
     Settings(dataset=DATA / name, out=folder).save(run.settings)
     study.save(run.study)
     plan.save(run.plan)
     torch.manual_seed(0)
     network = build_segmenter(plan)
     with torch.no_grad():  # strong scores around zero: every class occurs often, and few voxels are near a tie
-        last = network.output_block.conv.conv
-        last.weight.copy_(20 * (last.weight - last.weight.mean(1, keepdim=True)))
-        last.bias.zero_()
+        if prompts is None:
+            last = network.output_block.conv.conv
+            last.weight.copy_(20 * (last.weight - last.weight.mean(1, keepdim=True)))
+            last.bias.zero_()
+        else:
+            of_prompt, features = network.head.of_prompt, network.head.sizes[0]
+            of_prompt[:, :features] = 20 * (of_prompt[:, :features] - of_prompt[:, :features].mean(1, keepdim=True))
+            of_prompt[:, features] = 0
+            torch.nn.init.normal_(network.head.of_image.weight, std=5.0)  # the image has its say, too
     run.checkpoints.mkdir(parents=True)
     save_model(network, str(run.best))
     return run, study

@@ -20,7 +20,7 @@ from genseg.errors import RunFailed
 from genseg.export import export_bundle
 from genseg.imageio import read_label, read_scan
 from genseg.inference import Predictor
-from genseg.plan import Normalisation, Plan
+from genseg.plan import Normalisation, Plan, Prompts
 from genseg.runfolder import RunFolder
 
 WITHOUT_GENSEG = """
@@ -101,6 +101,18 @@ def test_a_volume_is_segmented_by_monai_alone_as_by_the_predictor_in_any_orienta
     images.mkdir()
     shutil.copy(DATA / "hippocampus/images/hippocampus_334.nii.gz", images)
     flipped(DATA / "hippocampus/images/hippocampus_386.nii.gz", images / "turned.nii.gz")
+    run_and_compare(run, bundle, images, ".nii.gz")
+
+
+@needs_data
+@pytest.mark.slow
+def test_a_model_with_prompts_brings_its_network_along(tmp_path):
+    """Trained together with another study, whose structures have the other prompts."""
+    run, _ = make_run(tmp_path / "run", "hippocampus", prompts=Prompts(count=5, tasks=[2, 1]))
+    bundle, images = tmp_path / "bundle", tmp_path / "images"
+    export_bundle(run, bundle)
+    images.mkdir()
+    shutil.copy(DATA / "hippocampus/images/hippocampus_334.nii.gz", images)
     run_and_compare(run, bundle, images, ".nii.gz")
 
 
