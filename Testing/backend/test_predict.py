@@ -17,6 +17,7 @@ from genseg.events import Error, EventLog, Prediction, Progress
 from genseg.finish import _predict
 from genseg.imageio import read_label, read_scan
 from genseg.inference import Predictor
+from genseg.outputs import Output
 from genseg.predict import collect_images, predict_cases
 from genseg.runfolder import RunFolder, read_json
 from genseg.study import Case
@@ -299,7 +300,7 @@ def test_looks_in_the_middle_of_a_run_go_round_all_scans(data, tmp_path):
     for step in (1, 2, 3):
         state.counters.step, seen = step, []
         log = EventLog([lambda event, seen=seen: seen.append(event.case) if isinstance(event, Prediction) else None])
-        _predict(run, state, log, lambda seen=seen: len(seen) == 2, tta=False)
+        _predict(Output(run, state, log), lambda seen=seen: len(seen) == 2, tta=False)
         looks.append(seen)
     every = [scan.id for scan in (*study.unlabeled, *study.test)]
     assert looks == [every[:2], every[2:4], [every[4], every[0]]]
