@@ -99,7 +99,7 @@ def test_a_scan_of_another_kind_is_named_and_teaches_nothing(data, tmp_path):
 def genseg(*arguments: object) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     command = [sys.executable, "-m", "genseg", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -123,25 +123,27 @@ def test_each_study_has_a_folder_like_a_runs_own(two):
         assert (folder.model / "configs" / "inference.json").exists()
         read = Study.load(folder.study)
         values = {label.value for label in read.labels.labels}
-        cases = json.loads(folder.predictions_index.read_text())["cases"]
+        cases = json.loads(folder.predictions_index.read_text(encoding="utf-8"))["cases"]
         assert {case["case"] for case in cases} == {case.id for case in read.unlabeled + read.test}
         for case in cases:
             mask = sitk.GetArrayFromImage(sitk.ReadImage(str(folder.predictions / case["path"])))
             assert set(np.unique(mask).tolist()) <= values
             assert set(case["volumes_ml"]) == {label.name for label in read.labels.structures}
-        assert set(json.loads(folder.metrics.read_text())["test"]["labels"]) <= {s.name for s in read.labels.structures}
-        assert f"studies/{name}/report.html" in run.report.read_text()
+        assert set(json.loads(folder.metrics.read_text(encoding="utf-8"))["test"]["labels"]) <= {
+            s.name for s in read.labels.structures
+        }
+        assert f"studies/{name}/report.html" in run.report.read_text(encoding="utf-8")
 
 
 def test_the_runs_own_events_name_the_study_and_lead_to_its_files(two):
     run = RunFolder(two[2])
-    events = [json.loads(line) for line in run.events.read_text().splitlines()]
+    events = [json.loads(line) for line in run.events.read_text(encoding="utf-8").splitlines()]
     names = {event["name"].split("/")[0] for event in events if event["event"] == "metric"}
     assert names == {"hippocampus", "acdc"}
     paths = [event["path"] for event in events if event["event"] in ("prediction", "synthetic")]
     assert paths and all(path.startswith("studies/") and (run.path / path).exists() for path in paths)
     assert [event["event"] for event in events].count("finished") == 1
-    own = [json.loads(line) for line in run.saved_studies()[0].events.read_text().splitlines()]
+    own = [json.loads(line) for line in run.saved_studies()[0].events.read_text(encoding="utf-8").splitlines()]
     assert own[0]["event"] == "started" and own[-1]["event"] == "finished"
 
 
@@ -151,7 +153,7 @@ def test_a_model_for_which_study_is_asked_for_and_the_answer_works(two, tmp_path
     assert refused.returncode == 1 and str(two[2] / "studies" / "acdc") in refused.stderr + refused.stdout
     done = genseg("predict", two[2] / "studies" / "acdc", scan, "--out", tmp_path / "masks")
     assert done.returncode == 0, done.stderr
-    (case,) = json.loads((tmp_path / "masks" / "index.json").read_text())["cases"]
+    (case,) = json.loads((tmp_path / "masks" / "index.json").read_text(encoding="utf-8"))["cases"]
     assert len(case["volumes_ml"]) == 3
     scored = genseg("evaluate", two[2] / "studies" / "hippocampus", two[0], "--json")
     assert scored.returncode == 0 and json.loads(scored.stdout)["cases"]
@@ -160,12 +162,12 @@ def test_a_model_for_which_study_is_asked_for_and_the_answer_works(two, tmp_path
 def test_faults_of_all_studies_are_told_at_once(two, tmp_path):
     broken = []
     for study_ in two[:2]:
-        content = json.loads((study_ / "dataset.json").read_text())
+        content = json.loads((study_ / "dataset.json").read_text(encoding="utf-8"))
         content["training"][0]["label"] = f"gone-{study_.name}.nii.gz"
         (tmp_path / study_.name).mkdir()
         for split in ("training", "test"):
             content[split] = [{k: str(study_ / v) if k == "image" else v for k, v in c.items()} for c in content[split]]
-        (tmp_path / study_.name / "dataset.json").write_text(json.dumps(content))
+        (tmp_path / study_.name / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
         broken.append(tmp_path / study_.name)
     done = genseg("train", *broken, "--iterations", 5, "--out", tmp_path / "run")
     said = done.stdout + done.stderr
