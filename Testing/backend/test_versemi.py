@@ -166,12 +166,9 @@ def test_the_teacher_sees_the_scan_as_it_is_and_gets_no_gradient(data):
 
 def test_the_teachers_answer_is_warped_with_the_scan(data):
     sampler = joint_of(data, "hippocampus").mixing.unlabelled
-    still = {name: 0.0 for name in UNCHANGED}
-    with patch.object(versemi, "changed", wraps=versemi.changed) as changed:
-        with patch("genseg.sampling.apply_intensity", lambda image, draw, strength: image):  # the warp alone
-            found = taught_side(sampler, Threshold(50.0), 4, stream(0, "t"), 1.0, frozenset())
-        assert changed.call_count == 1
-    assert still and bool(found.of_any.any())
+    with patch("genseg.sampling.apply_intensity", lambda image, draw, strength: image):  # the warp alone
+        found = taught_side(sampler, Threshold(50.0), 4, stream(0, "t"), 1.0, frozenset())
+    assert bool(found.of_any.any())
     again = (found.image.mean(1) > 0) == (found.target[:, 1] > 0)
     inside = found.image[:, 0] != 0  # zero beyond the patch
     assert float(again[inside & (found.of_any > 0)].float().mean()) > 0.9
