@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from genseg import schedule
 from genseg.augment import UNCHANGED
-from genseg.methods import versemi
 from genseg.methods.joint import Joint, Stage
 from genseg.methods.losses import one_hot, segmentation_loss
 from genseg.methods.synthesis import label_of
