@@ -122,7 +122,8 @@ def metadata(plan: Plan, study: Study, settings: Settings) -> dict[str, Any]:
 def _trained_on(study: Study, settings: Settings) -> str:
     """Which scans the model has seen, in words."""
     looked_at = len(study.unlabeled) if settings.learn_unlabelled and settings.method != "supervised" else 0
-    return f"{len(study.training)} labelled and {looked_at} unlabelled scans of the study '{study.name}'"
+    together = f", together with other studies ({len(settings.more)})" if settings.more else ""
+    return f"{len(study.training)} labelled and {looked_at} unlabelled scans of the study '{study.name}'{together}"
 
 
 def _required_packages(plan: Plan) -> dict[str, str]:

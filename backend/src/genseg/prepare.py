@@ -3,7 +3,8 @@
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -48,7 +49,7 @@ class Prepared:
 def prepare(settings: Settings, log: EventLog) -> list[Prepared]:
     """For a new run, each study of it. Raises InputFaults with every fault of every study."""
     device = find_device(settings.device)
-    studies = [draw(study, settings.labelled, settings.unlabelled, settings.seed) for study in _read(settings)]
+    studies = _every(_read(settings), lambda one: draw(one, settings.labelled, settings.unlabelled, settings.seed))
     settings.resolve(any(study.unlabeled for study in studies))
     total = sum(len(study.training) for study in studies)
     log.emit(Progress(phase="prepare", step=0, total=total))  # checking and planning may take minutes
@@ -88,17 +89,23 @@ def _read(settings: Settings) -> list[Study]:
 
 
 def _every(studies: Sequence[Any], work: Callable[[Any], T]) -> list[T]:
-    """`work` on each study; the faults of all of them are told at once."""
+    """`work` on each study; the faults of all of them are told at once, of several each with its study."""
     found: list[T] = []
     faults: list[Fault] = []
     for study in studies:
         try:
             found.append(work(study))
         except InputFaults as error:
-            faults += error.faults
+            faults += error.faults if len(studies) == 1 else [_of_study(study, fault) for fault in error.faults]
     if faults:
         raise InputFaults(faults)
     return found
+
+
+def _of_study(study: Study | Path, fault: Fault) -> Fault:
+    name = study.name if isinstance(study, Study) else str(study)
+    inside = fault.case not in ("study", name)
+    return replace(fault, case=f"{name}: {fault.case}" if inside else name)
 
 
 def _load(study: Study, pairs: Pairs, plan: Plan, settings: Settings, device: Device, log: EventLog) -> Prepared:

@@ -86,7 +86,7 @@ class RunState:
     @property
     def turn(self) -> Part:
         """The study whose step it is."""
-        return self.parts[(self.counters.step or self.counters.pretrain_step) % len(self.parts)]
+        return self.parts[(self.counters.pretrain_step + self.counters.step) % len(self.parts)]
 
     @property
     def joint(self) -> Joint:

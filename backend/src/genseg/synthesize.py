@@ -159,7 +159,7 @@ def synthesize(run: Path, count: int, out: Path, device: str, seed: int, log: Ev
         raise RunFailed(
             "no_generator",
             f"The run {run} has no generator.",
-            "Train with --method genseg (the default) or separate.",
+            "Give a run trained with a generator; of several studies the run itself, not the folder of one of them.",
         )
     state = build_state(prepare_again(folder, settings, log), settings)
     state.load(folder.last)

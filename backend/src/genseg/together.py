@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import count
 
 import numpy as np
 
@@ -14,16 +15,24 @@ from genseg.plan import Plan, Prompts, make_plan
 from genseg.segnrrd import same_name
 
 Pairs = list[tuple[Scan, np.ndarray]]  # labelled scans and index maps on their grids
+LONGEST_NAME = 60  # characters: Windows takes 260 for a whole path
+# What checkpoints call what all studies share, and what Windows takes for devices.
+TAKEN = {"segmenter", "average", "optimiser", "con", "prn", "aux", "nul"}
 
 
 def named_apart(studies: list[Study]) -> list[Study]:
     """The same studies, each with a name that can be a folder's and that no other of them has."""
-    plain = [
-        "".join(c if c.isalnum() or c in "-_ " else "_" for c in study.name).strip() or "study" for study in studies
-    ]
+    plain = ["".join(c if c.isalnum() or c in "-_ " else "_" for c in study.name) for study in studies]
+    plain = [name.strip()[:LONGEST_NAME].strip() or "study" for name in plain]
     counts = Counter(name.casefold() for name in plain)
-    names = [name if counts[name.casefold()] == 1 else f"{name}-{i}" for i, name in enumerate(plain, start=1)]
-    return [study.model_copy(update={"name": name}) for study, name in zip(studies, names, strict=True)]
+    taken = TAKEN | {name for name, times in counts.items() if times == 1}
+    named = []
+    for number, (study, name) in enumerate(zip(studies, plain, strict=True), start=1):
+        if counts[name.casefold()] > 1 or name.casefold() in TAKEN:
+            name = next(new for i in count(number) if (new := f"{name}-{i}").casefold() not in taken)
+            taken.add(name.casefold())
+        named.append(study.model_copy(update={"name": name}))
+    return named
 
 
 def differences(studies: list[Study], facts: list[StudyFacts]) -> list[Fault]:

@@ -203,7 +203,9 @@ def _train_step(state: RunState, progress: float) -> dict[str, float]:
     for group in joint.optimiser.param_groups:
         group["lr"] = rate
     own = counters.step // len(state.parts)  # the study's own count of steps
-    stage = stage_at(progress, own, state.prepared.study.patients, state.settings)
+    stages = [stage_at(progress, own, part.prepared.study.patients, state.settings) for part in state.parts]
+    stage = stages.pop(state.parts.index(state.turn))
+    stage.others = [other.train for other in stages]  # what another study holds out, nobody trains on
     seen = joint.step(own, stage)
     counters.step += 1
     return seen | {"learning_rate": rate}

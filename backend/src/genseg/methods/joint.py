@@ -73,6 +73,7 @@ class Stage:
     consistency: float | None = None  # weight of what the teacher says of scans without labels; None: nothing is mixed
     train: list[int] | None = None  # None: all labelled scans
     validation: list[int] = field(default_factory=list)
+    others: list[list[int] | None] = field(default_factory=list)  # `train` of each of the other studies
 
 
 @dataclass
@@ -207,8 +208,9 @@ class Joint:
             side = labelled_side(image.float(), label, self.plan, weight, m.without)
             return side, {"synthetic/kept": float(kept.mean())}
         if m.others and float(torch.rand(1, generator=rng)) < 0.5:
-            sampler, plan = m.others[int(torch.randint(len(m.others), (1,), generator=rng))]
-            image, layout = sampler.load(sampler.draw(self._half, rng))
+            which = int(torch.randint(len(m.others), (1,), generator=rng))
+            (sampler, plan), among = m.others[which], stage.others[which] if stage.others else None
+            image, layout = sampler.load(sampler.draw(self._half, rng, among))
         else:
             plan = self.plan
             image, layout = self._real_pairs(self._half, step, stage, "mix real")
