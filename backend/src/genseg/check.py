@@ -38,6 +38,7 @@ class CaseFacts(BaseModel):
     channels: int
     physical: bool
     labels: list[int] | None = None  # indices that occur in its mask; None without a mask
+    digest: str | None = None  # of the voxels: finds the same image under another name
 
 
 class StudyFacts(BaseModel):
@@ -58,7 +59,6 @@ class _Finding:
     split: Split
     faults: list[Fault] = field(default_factory=list)
     facts: CaseFacts | None = None
-    digest: bytes | None = None  # of the voxels: finds the same image under another name
     from_volume: bool = False  # a 2D scan that is one slice of a 3D file
 
     @property
@@ -185,8 +185,8 @@ def _check_scan(finding: _Finding, scan: Scan, study: Study) -> None:
         spacing=list(scan.spacing),
         channels=len(scan.array),
         physical=geometry.physical,
+        digest=hashlib.blake2b(np.ascontiguousarray(scan.array).data, digest_size=16).hexdigest(),
     )
-    finding.digest = hashlib.blake2b(np.ascontiguousarray(scan.array).data, digest_size=16).digest()
     finding.from_volume = scan.dims == 2 and len(geometry.size) == 3
     if scan.bad_voxels:
         error = not_finite(scan)
@@ -263,10 +263,10 @@ def _name_faults(findings: list[_Finding]) -> Iterator[Fault]:
 
 def _twice(findings: list[_Finding]) -> Iterator[Fault]:
     """The same image in two cases, as the same file or as a copy; as unlabelled AND test scan it is allowed."""
-    groups: dict[bytes, list[_Finding]] = {}
+    groups: dict[str, list[_Finding]] = {}
     for finding in findings:
         paths = "\n".join(os.path.normcase(path) for path in finding.case.images)
-        groups.setdefault(finding.digest or paths.encode("utf-8", "surrogateescape"), []).append(finding)
+        groups.setdefault((finding.facts and finding.facts.digest) or paths, []).append(finding)
     for same in groups.values():
         if len(same) == 1 or _transductive(same):
             continue

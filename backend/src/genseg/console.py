@@ -111,7 +111,7 @@ class PeopleListener:
 
     def _prediction(self, event: events.Prediction) -> None:
         if event.step is not None:  # while training, every case comes again and again: the end tells the number
-            self._predicted.add(event.case)
+            self._predicted.add(event.path)  # studies of one training may have scans of the same name
             return
         said = volumes(event)
         self.say(f"{event.case}: {said + ', ' if said else ''}uncertainty {event.uncertainty:.2f} → {event.path}")

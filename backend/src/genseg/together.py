@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 
@@ -47,12 +48,16 @@ def differences(studies: list[Study], facts: list[StudyFacts]) -> list[Fault]:
             listed = ", ".join(f"{study.name}: {one}" for study, one in zip(studies, found, strict=True))
             rule = f"Studies that are trained together must have the same {what}, but they differ ({listed})."
             faults.append(Fault("studies_differ", "study", rule, "Train them one by one."))
-    trained = {path: study.name for study in studies for case in study.training for path in case.images}
-    for study in studies:
+    trained: dict[Path | str, str] = {}
+    for study, fact in zip(studies, facts, strict=True):
+        trained |= dict.fromkeys([path for case in study.training for path in case.images], study.name)
+        trained |= {case.digest: study.name for case in fact.cases if case.split == "training" and case.digest}
+    for study, fact in zip(studies, facts, strict=True):
+        digests = {case.id: case.digest for case in fact.cases if case.split == "test"}
         for case in study.test:
-            other = trained.get(case.images[0])
+            other = trained.get(case.images[0]) or trained.get(digests.get(case.id) or "")
             if other is not None and other != study.name:
-                rule = f"A test scan must not be trained on, but {other} trains on it."
+                rule = f"A test scan of {study.name} must not be trained on, but {other} trains on it."
                 faults.append(Fault("same_image", case.id, rule, "Remove it from one of the two."))
     return faults
 
