@@ -78,9 +78,8 @@ def load(
         if settings.mixes or len(studies) > 1:
             prompts = prompts_of(studies, dynamic=settings.mixes and "prompts" not in settings.without)
             plans = [plan.model_copy(update={"prompts": one}) for plan, one in zip(plans, prompts, strict=True)]
-    return [
-        _load(study, mine, plan, settings, device, log) for study, mine, plan in zip(studies, pairs, plans, strict=True)
-    ]
+    of_each = iter(zip(pairs, plans, strict=True))
+    return _every(studies, lambda study: _load(study, *next(of_each), settings, device, log))
 
 
 def _read(settings: Settings) -> list[Study]:
