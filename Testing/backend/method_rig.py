@@ -53,7 +53,7 @@ def prepared(data: Path, name: str, labelled: int = 2, unlabelled: int = 2, prec
         }
     )
     settings = Settings(dataset=data / name, out=Path("run"), method="genseg")
-    return load([study], [small], settings, processor(precision), EventLog())[0]
+    return load([study], [small], settings, processor(precision), [EventLog()])[0]
 
 
 def built(ready: Prepared, method: str = "genseg", seed: int = 0, **chosen: object) -> RunState:

@@ -11,7 +11,6 @@ from method_rig import advance, built, next_level3, prepared, processor, searchi
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
-from genseg.events import EventLog
 from genseg.methods import joint as joint_module
 from genseg.methods.joint import GATE, META_EVERY, READ_BACK_WEIGHT, Joint, Stage
 from genseg.methods.losses import deep_segmentation_loss, dice_agreement, one_hot, segmentation_loss
@@ -40,7 +39,7 @@ def trained(state: RunState, iterations: int) -> list[Stage]:
     clock = Clock(settings)
     if state.joint.synthesis is not None:
         while state.counters.pretrain_step < 2:
-            _pretrain_step(state, clock, EventLog())
+            _pretrain_step(state, clock)
     for step in range(iterations):
         stages.append(stage_at(step / iterations, step, state.prepared.study.patients, settings))
         _train_step(state, step / iterations)

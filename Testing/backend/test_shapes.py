@@ -32,7 +32,7 @@ def scans(data: Path, name: str, count: int) -> list[WorkingCase]:
     plan = planned(data, name, 2)
     settings = Settings(dataset=data / name, out=Path("run"), method="genseg")
     study = draw(read_study(data / name), count, None, 0)
-    (ready,) = load([study], [plan], settings, prepared(data, name, 1, 0).device, EventLog())
+    (ready,) = load([study], [plan], settings, prepared(data, name, 1, 0).device, [EventLog()])
     return [WorkingCase(c.id, c.image, label_of(c.label.long(), plan.classes)) for c in ready.labelled]
 
 
@@ -254,11 +254,12 @@ def test_synthetic_pairs_take_the_place_of_half_of_the_real_ones(data):
 def test_registrations_that_failed_are_told_when_the_search_ends_also_before_the_last_pair(data):
     state = built(prepared(data, "hippocampus", 2))
     shapes = state.joint.synthesis.sources.shapes
-    shapes.maps[0] = torch.zeros_like(shapes.maps[0])
     told = []
+    state.prepared.log.listeners.append(told.append)
+    shapes.maps[0] = torch.zeros_like(shapes.maps[0])
     clock = Clock(state.settings.model_copy(update={"iterations": 24}))
     assert clock.shapes_wanted(2, len(shapes.pairs)) == len(shapes.maps) == 2 < len(shapes.pairs)
     for _ in range(2):
-        _pretrain_step(state, clock, EventLog([told.append]))
+        _pretrain_step(state, clock)
     assert [event.code for event in told] == ["not_registered"]
     assert told[0].message.startswith("1 of 2 ")

@@ -74,9 +74,9 @@ def test_scans_without_labels_are_left_alone_where_that_is_wished(data, tmp_path
     whole = read_study(data / "hippocampus")
     others = [case.model_copy(update={"label": None}) for case in whole.training[1:3]]
     few = whole.model_copy(update={"training": whole.training[:1], "unlabeled": others})
-    (ready,) = load([few], None, settings, CPU, EventLog())
+    (ready,) = load([few], None, settings, CPU, [EventLog()])
     assert ready.unlabelled == [] and len(ready.study.unlabeled) == 2
-    (ready,) = load([few], None, settings.model_copy(update={"learn_unlabelled": True}), CPU, EventLog())
+    (ready,) = load([few], None, settings.model_copy(update={"learn_unlabelled": True}), CPU, [EventLog()])
     assert len(ready.unlabelled) == 2
 
 
@@ -87,7 +87,7 @@ def test_a_scan_of_another_kind_is_named_and_teaches_nothing(data, tmp_path):
     own = [case.model_copy(update={"label": None}) for case in hippocampus.training[2:6]]
     few = hippocampus.model_copy(update={"training": hippocampus.training[:2], "unlabeled": [*own, strange]})
     heard: list = []
-    (ready,) = load([few], None, settings, CPU, EventLog([heard.append]))
+    (ready,) = load([few], None, settings, CPU, [EventLog([heard.append])])
     warned = [event for event in heard if event.event == "warning" and event.code == "unlike_scan"]
     assert len(warned) == 1 and strange.id in warned[0].message and "segmented all the same" in warned[0].message
     assert [case.id for case in ready.unlabelled] == [case.id for case in own]
@@ -188,7 +188,7 @@ def test_a_resumed_run_of_two_studies_ends_as_an_uninterrupted_one(two, tmp_path
     def advance(state, steps: int) -> None:
         clock = Clock(settings)
         while clock.pretrain_progress(state.counters.pretrain_step) < 1:
-            _pretrain_step(state, clock, EventLog())
+            _pretrain_step(state, clock)
         for _ in range(steps):  # late enough for everything to be at work
             state.counters.step = max(state.counters.step, 400)
             _train_step(state, 0.5)

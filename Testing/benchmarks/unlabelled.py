@@ -102,17 +102,17 @@ def go(run: Run, device: str, held_back: int) -> dict[str, Any]:
     settings = Settings(
         dataset=DATA, out=Path("unwritten"), method=run.method, seed=run.seed, iterations=run.steps, without=without
     )
-    target, log = find_device(device), EventLog()
+    target, log, studies = find_device(device), EventLog(), studies_of(run, held_back)
     prepared = [
         replace(one, device=target, labelled=_on(one.labelled, target), unlabelled=_on(one.unlabelled, target))
-        for one in load(studies_of(run, held_back), None, settings, find_device("cpu"), log)
+        for one in load(studies, None, settings, find_device("cpu"), [log] * len(studies))
     ]
     for one in prepared:
         one.plan.precision = target.precision
     state, clock = build_state(prepared, settings), Clock(settings)
     begin = time.monotonic()
     while settings.generates and clock.pretrain_progress(state.counters.pretrain_step) < 1:
-        _pretrain_step(state, clock, log)
+        _pretrain_step(state, clock)
     while state.counters.step < run.steps:
         seen = _train_step(state, clock.progress(state.counters.step))
         assert all(np.isfinite(value) for value in seen.values()), f"step {state.counters.step}: {seen}"

@@ -27,6 +27,11 @@ _LINES_PER_PHASE = 10  # plain lines where there is no terminal
 _SHOWN_METRIC = "dice/validation"
 
 
+def _model(path: str) -> str:
+    several = not path.endswith(".safetensors")
+    return f"The model of each study lies in its folder in {path}" if several else f"The model is {path}"
+
+
 def volumes(prediction: events.Prediction) -> str:
     """'anterior 1.82 ml, posterior 1.51 ml'; empty where the image has no physical size."""
     known = [f"{name} {ml:.4g} ml" for name, ml in prediction.volumes_ml.items() if ml is not None]
@@ -42,7 +47,7 @@ class PeopleListener:
         self._task: TaskID | None = None
         self._phase: str | None = None
         self._last_line = (0, 0.0)  # tenth of the phase, time of the last plain line
-        self._dice: float | None = None
+        self._dice: dict[str, float] = {}  # by study, where there are several
         self._pairs: Counter[str] = Counter()
         self._predicted: set[str] = set()
 
@@ -56,8 +61,8 @@ class PeopleListener:
                     self.say(f"  {note}")
             case events.Progress():
                 self._progress(event)
-            case events.Metric(name=name, value=value) if name == _SHOWN_METRIC:
-                self._dice = value
+            case events.Metric(name=name, value=value) if name.endswith(_SHOWN_METRIC):
+                self._dice[name.removesuffix(_SHOWN_METRIC)] = value
             case events.Synthetic():
                 self._pairs.update(["written"] + ["near copy"] * event.near_copy)
             case events.Prediction():
@@ -82,7 +87,7 @@ class PeopleListener:
         if event.phase != self._phase:
             self._phase, self._last_line, self._task = event.phase, (-1, 0.0), None
         left = "" if event.seconds_left is None else f"{duration(event.seconds_left)} left"
-        dice = "" if self._dice is None else f"validation Dice {self._dice:.3f}"
+        dice = f"validation Dice {' / '.join(f'{value:.3f}' for value in self._dice.values())}" if self._dice else ""
         note = ", ".join(part for part in (left, dice) if part)
         if self.console.is_terminal:
             self._draw(event, note)
@@ -139,4 +144,4 @@ class PeopleListener:
         if self._predicted:
             self.say(f"Cases predicted: {len(self._predicted)}.")
         how = {0: "Done", 3: "Stopped on request"}.get(event.status, "Failed")
-        self.say(f"{how} after {duration(event.seconds)}. The model is {event.model}", "bold")
+        self.say(f"{how} after {duration(event.seconds)}. {_model(event.model)}", "bold")

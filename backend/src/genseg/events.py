@@ -153,8 +153,8 @@ class EventLog:
         for listener in self.listeners:
             listener(event)
 
-    def of_study(self, name: str, path: Path) -> "EventLog":
-        """A log of one study of several, at `path`, which tells this one what concerns it, under the study's name."""
+    def of_study(self, name: str) -> "EventLog":
+        """A log of one study of several, which tells this one what it hears, under the study's name."""
 
         def forward(event: Event) -> None:
             if isinstance(event, Metric):
@@ -164,12 +164,12 @@ class EventLog:
                 event = event.model_copy(update=inside)
             elif isinstance(event, Prediction):
                 event = event.model_copy(update={"path": f"studies/{name}/{event.path}"})
+            elif isinstance(event, Warning_):
+                event = event.model_copy(update={"message": f"{name}: {event.message}"})
             if not isinstance(event, Started | Finished):
                 self.emit(event)
 
-        log = EventLog([forward])
-        log.open(path)
-        return log
+        return EventLog([forward])
 
     def warn(self, code: str, message: str, remedy: str = "") -> None:
         self.emit(Warning_(code=code, message=message, remedy=remedy))

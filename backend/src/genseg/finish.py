@@ -62,8 +62,9 @@ def finish(run: RunFolder, state: RunState, status: int, made: list[Output], log
     build_reports(run, status)
     log.emit(Progress(phase="report", step=2, total=2))
     if status == EXIT_OK:
-        with replacing(run.done) as temporary:
-            temporary.write_text(f"step {state.counters.step}\n", encoding="utf-8")
+        for folder in [output.folder for output in made if output.folder is not run] + [run]:
+            with replacing(folder.done) as temporary:
+                temporary.write_text(f"step {state.counters.step}\n", encoding="utf-8")
         run.stop.unlink(missing_ok=True)  # asked for too late
     return status
 

@@ -16,12 +16,12 @@ class Output:
     log: EventLog
 
 
-def outputs(run: RunFolder, state: RunState, log: EventLog) -> list[Output]:
-    """In the order of the run's studies. The log of the run must be open."""
-    if len(state.parts) == 1:
-        return [Output(run, state, log)]
-    names = [part.prepared.study.name for part in state.parts]
-    return [
-        Output(folder, state.alone(part), log.of_study(name, folder.events))
-        for folder, part, name in zip(run.studies(names), state.parts, names, strict=True)
+def outputs(run: RunFolder, state: RunState) -> list[Output]:
+    """In the order of the run's studies; their logs are open then."""
+    folders = run.studies([part.prepared.study.name for part in state.parts])
+    made = [
+        Output(folder, state.alone(part), part.prepared.log) for folder, part in zip(folders, state.parts, strict=True)
     ]
+    for output in made:
+        output.log.open(output.folder.events)
+    return made

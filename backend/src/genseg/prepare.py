@@ -43,7 +43,8 @@ class Prepared:
     plan: Plan
     device: Device
     labelled: list[WorkingCase]  # their labels are layouts
-    unlabelled: list[WorkingCase]
+    unlabelled: list[WorkingCase]  # those that training learns from
+    log: EventLog  # the run's own, or where there are several studies this one's
 
 
 def prepare(settings: Settings, log: EventLog) -> list[Prepared]:
@@ -56,30 +57,43 @@ def prepare(settings: Settings, log: EventLog) -> list[Prepared]:
     facts = _every(studies, lambda study: check_study(study, settings.out, NEEDED_MB))
     if faults := differences(studies, facts):
         raise InputFaults(faults)
-    for note in (note for fact in facts for note in fact.notes):
-        log.warn("study_note", note)
-    return load(studies, None, settings, device, log)
+    logs = _logs(studies, log)
+    for own, fact in zip(logs, facts, strict=True):
+        for note in fact.notes:
+            own.warn("study_note", note)
+    return load(studies, None, settings, device, logs)
 
 
 def prepare_again(run: RunFolder, settings: Settings, log: EventLog) -> list[Prepared]:
     """For a run that goes on: its studies and plans as they were saved."""
     folders = run.saved_studies()
     studies, plans = [Study.load(one.study) for one in folders], [Plan.load(one.plan) for one in folders]
-    return load(studies, plans, settings, find_device(settings.device), log)
+    return load(studies, plans, settings, find_device(settings.device), _logs(studies, log))
+
+
+def _logs(studies: Sequence[Study], log: EventLog) -> list[EventLog]:
+    return [log.of_study(study.name) for study in studies] if len(studies) > 1 else [log]
 
 
 def load(
-    studies: Sequence[Study], plans: Sequence[Plan] | None, settings: Settings, device: Device, log: EventLog
+    studies: Sequence[Study],
+    plans: Sequence[Plan] | None,
+    settings: Settings,
+    device: Device,
+    logs: Sequence[EventLog],
 ) -> list[Prepared]:
-    """Read the scans and bring them to the working grids. Raises InputFaults with every scan that cannot be read."""
+    """Read the scans and bring them to the working grids; `logs`: each study's.
+
+    Raises InputFaults with every scan that cannot be read.
+    """
     pairs = _every(studies, lambda study: _read_all(study.training, lambda case: _read_pair(case, study)))
     if plans is None:
         plans = make_plans(studies, pairs, device)
         if settings.mixes or len(studies) > 1:
             prompts = prompts_of(studies, dynamic=settings.mixes and "prompts" not in settings.without)
-            plans = [plan.model_copy(update={"prompts": one}) for plan, one in zip(plans, prompts, strict=True)]
-    of_each = iter(zip(pairs, plans, strict=True))
-    return _every(studies, lambda study: _load(study, *next(of_each), settings, device, log))
+            plans = [plan.asked(one) for plan, one in zip(plans, prompts, strict=True)]
+    of_each = iter(zip(pairs, plans, logs, strict=True))
+    return _every(studies, lambda study: _load(study, *next(of_each), settings, device))
 
 
 def _read(settings: Settings) -> list[Study]:
@@ -107,7 +121,7 @@ def _of_study(study: Study | Path, fault: Fault) -> Fault:
     return replace(fault, case=f"{name}: {fault.case}" if inside else name)
 
 
-def _load(study: Study, pairs: Pairs, plan: Plan, settings: Settings, device: Device, log: EventLog) -> Prepared:
+def _load(study: Study, pairs: Pairs, plan: Plan, log: EventLog, settings: Settings, device: Device) -> Prepared:
     labelled = []
     for number, (case, (scan, label)) in enumerate(zip(study.training, pairs, strict=True), start=1):
         image = to_working_grid(scan, plan)
@@ -116,7 +130,8 @@ def _load(study: Study, pairs: Pairs, plan: Plan, settings: Settings, device: De
         layout = layout_of(image, working, plan.classes)
         labelled.append(WorkingCase(case.id, image.to(device.torch), layout.to(device.torch), colours_of(scan, plan)))
         log.emit(Progress(phase="prepare", step=number, total=len(pairs)))
-    return Prepared(study, plan, device, labelled, _load_unlabelled(study, plan, settings, device, labelled, log))
+    unlabelled = _load_unlabelled(study, plan, settings, device, labelled, log)
+    return Prepared(study, plan, device, labelled, unlabelled, log)
 
 
 def _load_unlabelled(
@@ -131,7 +146,7 @@ def _load_unlabelled(
     if settings.mixes and len(some) < len(study.unlabeled):
         log.warn(
             "unlabelled_left_out",
-            f"{study.name}: training learns from {len(some)} of the {len(study.unlabeled)} scans without labels, which "
+            f"Training learns from {len(some)} of the {len(study.unlabeled)} scans without labels, which "
             "is what the memory holds; all of them are segmented.",
         )
     scans = _read_all(some, lambda case: _unlabelled_scan(case, plan, device))
@@ -160,7 +175,7 @@ def _warn_of_unlike(strange: list[Unlike], looked_at: int, log: EventLog) -> Non
 
 def _evenly(cases: list[Case], most: int) -> list[Case]:
     """At most so many of them, from everywhere in the list."""
-    return cases[:: max(1, len(cases) // most)][:most]
+    return [cases[i * len(cases) // most] for i in range(most)] if len(cases) > most else cases
 
 
 def _unlabelled_scan(case: Case, plan: Plan, device: Device) -> WorkingCase:

@@ -5,7 +5,6 @@ import gc
 import torch
 
 from genseg.errors import RunFailed
-from genseg.events import EventLog
 from genseg.methods.synthesis import meta_plan
 from genseg.plan import Plan
 from genseg.runfolder import RunFolder
@@ -22,8 +21,8 @@ COARSEST = 3
 class Recovery:
     """Goes on with less memory, or goes back to the last good checkpoint."""
 
-    def __init__(self, run: RunFolder, state: RunState, log: EventLog):
-        self.run, self.state, self.log = run, state, log
+    def __init__(self, run: RunFolder, state: RunState):
+        self.run, self.state = run, state
 
     def make_smaller(self) -> None:
         """Halve the batch; at a batch of one halve the patch's longest side; give up where nothing is left."""
@@ -43,18 +42,21 @@ class Recovery:
                 "The memory does not suffice even for the smallest patch.",
                 "Close other programs, or choose another --device.",
             )
-        use_plan(self.state.turn, plan.model_copy(update=smaller))
+        plan, turn = plan.model_copy(update=smaller), self.state.turn
+        use_plan(turn, plan)
         folders = self.run.studies([part.prepared.study.name for part in self.state.parts])
-        plan.model_copy(update=smaller).save(folders[self.state.parts.index(self.state.turn)].plan)
+        plan.save(folders[self.state.parts.index(turn)].plan)
         self.state.joint.optimiser.zero_grad(set_to_none=True)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.log.warn("out_of_memory", f"The memory did not suffice; {what}.", "Close other programs if you can.")
+        turn.prepared.log.warn(
+            "out_of_memory", f"The memory did not suffice; {what}.", "Close other programs if you can."
+        )
 
     def go_back(self, clock: Clock) -> None:
         """To the last good checkpoint, with half the learning rate; after some attempts the run gives up."""
-        failed_at = self.state.counters.step
+        failed_at, log = self.state.counters.step, self.state.prepared.log
         diverged, scale = self.state.counters.diverged + 1, self.state.counters.rate_scale / 2
         if diverged > ATTEMPTS:
             raise RunFailed(
@@ -68,7 +70,7 @@ class Recovery:
         counters.elapsed, counters.pretrain_seconds = clock.elapsed, clock.pretrain_seconds  # the time is spent
         self.state.apply_rate_scale()
         self.state.save(self.run.last)
-        self.log.warn(
+        log.warn(
             "not_finite",
             f"A loss or a weight was not finite at step {failed_at}; training goes on from step {counters.step} "
             f"with {scale:g} of the learning rate.",

@@ -83,29 +83,38 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.done = self.path / "done"
         self.stop = self.path / "stop"
-        self.order = self.path / "studies" / "order.json"  # names of the studies, where there are several
+        self.of_studies = self.path / "studies"  # a folder for each, where there are several
+        self.order = self.of_studies / "order.json"  # their names
         self.excluded = self.path / "excluded.json"  # synthetic pairs that the user does not want
         self.exclusions = self.checkpoints / "exclusions.json"  # from which step on which of them are left out
 
     def studies(self, names: Sequence[str]) -> list["RunFolder"]:
         """The folder of each study: the run itself where it has one, else studies/NAME, each like a run's."""
-        return [self] if len(names) == 1 else [RunFolder(self.path / "studies" / name) for name in names]
+        return [self] if len(names) == 1 else [RunFolder(self.of_studies / name) for name in names]
 
     @property
     def several(self) -> bool:
         """Whether this is a run of several studies, whose models lie in their own folders."""
-        return self.order.exists()
+        return self.of_studies.is_dir()
 
     def need_one_study(self) -> None:
         """Raises RunFailed for a run of several studies: which of its models is meant?"""
         if self.several:
             own = ", ".join(str(study.path) for study in self.saved_studies())
             message = f"{self.path} was trained on several studies, each with a model for its own structures."
-            raise RunFailed("several_studies", message, f"Give the folder of one of them: {own}.")
+            raise RunFailed("of_studies", message, f"Give the folder of one of them: {own}.")
 
     def saved_studies(self) -> list["RunFolder"]:
-        """The same for a run that exists, in the order of training."""
-        return self.studies(read_json(self.order)) if self.several else [self]
+        """The same for a run that exists, in the order of training. Raises DamagedFile where the order is lost."""
+        if not self.several:
+            return [self]
+        if not self.order.exists():
+            raise DamagedFile(self.order, "it is missing")
+        return self.studies(read_json(self.order))
+
+    def found_model(self) -> str | None:
+        """What a run that ends tells its user: the usable model, of several studies the folder of their models."""
+        return None if not self.best.exists() else str(self.of_studies if self.several else self.best)
 
     def __fspath__(self) -> str:
         return str(self.path)

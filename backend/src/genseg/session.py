@@ -81,8 +81,7 @@ class Session:
 
     def finish(self, status: int) -> None:
         if not self.finished:
-            best = RunFolder(self.run).best if self.run is not None and self.started else None
-            model = str(best) if best is not None and best.exists() else None
+            model = RunFolder(self.run).found_model() if self.run is not None and self.started else None
             self._tell(events.Finished(status=status, seconds=time.monotonic() - self.begin, model=model))
         self.people.close()
         with suppress(OSError):

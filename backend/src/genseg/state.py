@@ -232,8 +232,8 @@ def build_state(prepared: Sequence[Prepared], settings: Settings) -> RunState:
         for one in prepared
     ]
     for part in parts if settings.mixes else []:
-        others = [(other.joint.sampler, other.joint.plan) for other in parts if other is not part]
-        part.joint.mixing = _build_mixing(part, others, settings)
+        part.joint.others = [other.joint for other in parts if other is not part]
+        part.joint.mixing = _build_mixing(part, settings)
     return RunState(parts, average, settings)
 
 
@@ -270,10 +270,10 @@ def _build_synthesis(prepared: Prepared, settings: Settings) -> Synthesis:
     )
 
 
-def _build_mixing(part: Part, others: list[tuple[Sampler, Plan]], settings: Settings) -> Mixing:
+def _build_mixing(part: Part, settings: Settings) -> Mixing:
     scans, plan = part.prepared.unlabelled, part.prepared.plan
     sampler, small = (Sampler(scans, p) if scans else None for p in (plan, meta_plan(plan)[0]))
-    return Mixing(sampler, small, part.model, others, frozenset(settings.without))
+    return Mixing(sampler, small, part.model, frozenset(settings.without))
 
 
 def _seeded(seed: int, name: str, build: Callable[[], Network]) -> Network:

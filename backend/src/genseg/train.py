@@ -10,7 +10,7 @@ from rich.console import Console
 from genseg import __version__
 from genseg.device import is_out_of_memory
 from genseg.errors import EXIT_OK, EXIT_STOPPED, RunFailed
-from genseg.events import Event, EventLog, Finished, Metric, Planned, Progress, Started
+from genseg.events import EventLog, Finished, Metric, Planned, Progress, Started
 from genseg.exclusions import Exclusions
 from genseg.finish import check, finish
 from genseg.methods.shapes import ShapePool
@@ -86,8 +86,9 @@ def _clear_leftovers(run: RunFolder) -> None:
 def _run(run: RunFolder, state: RunState, log: EventLog, resumed: bool) -> int:
     settings, counters = state.settings, state.counters
     clock = Clock(settings, counters.elapsed, counters.pretrain_seconds)
-    log.open(run.events)
-    made = outputs(run, state, log)
+    if len(state.parts) > 1:
+        log.open(run.events)
+    made = outputs(run, state)
     started = Started(
         version=__version__,
         run=str(run.path),
@@ -95,24 +96,20 @@ def _run(run: RunFolder, state: RunState, log: EventLog, resumed: bool) -> int:
         device=state.joint.device.name,
         resumed=resumed,
     )
-    _tell_all(started, made, log)
+    for own in {id(one): one for one in [log, *(output.log for output in made)]}.values():
+        own.emit(started)
     for output in made:
         output.log.emit(Planned(plan=output.state.joint.plan.model_dump(mode="json")))
-    status = finish(run, state, fit(run, state, clock, made, log), made, log)
-    model = str(run.best) if run.best.exists() else None
-    _tell_all(Finished(status=status, seconds=clock.elapsed, model=model), made, log)
+    status = finish(run, state, fit(run, state, clock, made), made, log)
+    for output in made if len(made) > 1 else []:
+        output.log.emit(Finished(status=status, seconds=clock.elapsed, model=output.folder.found_model()))
+    log.emit(Finished(status=status, seconds=clock.elapsed, model=run.found_model()))
     return status
 
 
-def _tell_all(event: Event, made: list[Output], log: EventLog) -> None:
-    """Beginning and end belong to the run; the logs of its studies have them, too."""
-    for own in {id(one): one for one in [*(output.log for output in made), log]}.values():
-        own.emit(event)
-
-
-def fit(run: RunFolder, state: RunState, clock: Clock, made: list[Output], log: EventLog) -> int:
+def fit(run: RunFolder, state: RunState, clock: Clock, made: list[Output]) -> int:
     """Pretrain the generator, then train jointly until the budget is used up or a stop is asked for."""
-    recovery, wishes = Recovery(run, state, log), [Exclusions(output.folder, output.log) for output in made]
+    recovery, wishes = Recovery(run, state), [Exclusions(output.folder, output.log) for output in made]
     saved = clock.elapsed
     while True:
         clock.tick()
@@ -139,7 +136,7 @@ def fit(run: RunFolder, state: RunState, clock: Clock, made: list[Output], log: 
         turn = state.parts.index(state.turn)
         if state.joint.synthesis is not None and not pretraining:
             state.joint.synthesis.sources.styles.excluded = wishes[turn].at(counters.step)
-        seen = _step(state, clock, pretraining, progress, log)
+        seen = _step(state, clock, pretraining, progress)
         if seen is None:
             recovery.make_smaller()
         elif not all(math.isfinite(value) for value in seen.values()):
@@ -148,17 +145,17 @@ def fit(run: RunFolder, state: RunState, clock: Clock, made: list[Output], log: 
             _report(state, clock, pretraining, progress, seen, made[turn].log)
 
 
-def _step(state: RunState, clock: Clock, pretraining: bool, progress: float, log: EventLog) -> dict[str, float] | None:
+def _step(state: RunState, clock: Clock, pretraining: bool, progress: float) -> dict[str, float] | None:
     """What a step saw; None where memory ran out. Then everything the step held is free again on return."""
     try:
-        return _pretrain_step(state, clock, log) if pretraining else _train_step(state, progress)
+        return _pretrain_step(state, clock) if pretraining else _train_step(state, progress)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return None
 
 
-def _pretrain_step(state: RunState, clock: Clock, log: EventLog) -> dict[str, float]:
+def _pretrain_step(state: RunState, clock: Clock) -> dict[str, float]:
     """First maps to other scans' shapes, one at a time, then steps of level 1 alone, on augmented real pairs."""
     joint, counters = state.joint, state.counters
     seen: dict[str, float] = {}
@@ -166,7 +163,7 @@ def _pretrain_step(state: RunState, clock: Clock, log: EventLog) -> dict[str, fl
         shapes.find()
     else:
         if counters.pretrain_step == 0:
-            _warn_of_lost(state, log)
+            _warn_of_lost(state)
         assert joint.synthesis is not None
         seen = joint.pretrain(joint.synthesis, counters.pretrain_step // len(state.parts))
         counters.pretrain_step += 1
@@ -187,14 +184,14 @@ def _shapes(state: RunState) -> list[ShapePool]:
     return [part.joint.synthesis.sources.shapes for part in state.parts if part.joint.synthesis is not None]
 
 
-def _warn_of_lost(state: RunState, log: EventLog) -> None:
-    failed, looked_for = (sum(some) for some in zip(*((p.failed, len(p.maps)) for p in _shapes(state)), strict=True))
-    if failed:
-        log.warn(
-            "not_registered",
-            f"{failed} of {looked_for} registrations between scans did not succeed; training does "
-            "without the shapes of those scans.",
-        )
+def _warn_of_lost(state: RunState) -> None:
+    for part, pool in zip(state.parts, _shapes(state), strict=True):
+        if pool.failed:
+            part.prepared.log.warn(
+                "not_registered",
+                f"{pool.failed} of {len(pool.maps)} registrations between scans did not succeed; training does "
+                "without the shapes of those scans.",
+            )
 
 
 def _train_step(state: RunState, progress: float) -> dict[str, float]:

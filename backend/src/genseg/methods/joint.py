@@ -90,6 +90,7 @@ class Joint:
     agreement: Tensor  # running Dice of the segmenter on augmented real pairs, 0-dim
     synthesis: Synthesis | None = None
     mixing: Mixing | None = None
+    others: list["Joint"] = field(default_factory=list, repr=False)  # of the other studies of this training
 
     def step(self, step: int, stage: Stage) -> dict[str, float]:
         """One step of level 2, and of levels 1 and 3 when due. → losses and what level 3 learned."""
@@ -183,7 +184,8 @@ class Joint:
             seen["mix/sure"] = float((b.of_any > 0).float().mean())
         else:
             image, layout = self._real_pairs(self._half, step, stage, "mix other")
-            b = labelled_side(image, label_of(layout, self.plan.classes), self.plan, torch.ones_like(image[:, 0]))
+            label = label_of(layout, self.plan.classes)
+            b = labelled_side(image, label, self.plan, torch.ones_like(image[:, 0]), m.without)
         image, at_a = mixed_image(a, b, rng)
         assert isinstance(self.segmenter, PromptedSegmenter)
         with self.device.autocast():
@@ -201,15 +203,16 @@ class Joint:
         if synthetic and self.synthesis is not None:
             image, label, wanted = self._synthetic_pairs(self.synthesis, step, stage)
             with torch.no_grad(), self.device.autocast():
-                kept = wanted * self._readable(m.teacher(image), label)
+                kept = wanted * self._readable(_finest(self._teacher(m)(image), label), label)
             weight = (
                 (kept * self.synthesis.meta.weight().detach()).view(-1, *[1] * (label.ndim - 1)).expand(label.shape)
             )
             side = labelled_side(image.float(), label, self.plan, weight, m.without)
             return side, {"synthetic/kept": float(kept.mean())}
-        if m.others and float(torch.rand(1, generator=rng)) < 0.5:
-            which = int(torch.randint(len(m.others), (1,), generator=rng))
-            (sampler, plan), among = m.others[which], stage.others[which] if stage.others else None
+        if self.others and float(torch.rand(1, generator=rng)) < 0.5:
+            which = int(torch.randint(len(self.others), (1,), generator=rng))
+            sampler, among = self.others[which].sampler, stage.others[which] if stage.others else None
+            plan = sampler.plan
             image, layout = sampler.load(sampler.draw(self._half, rng, among))
         else:
             plan = self.plan

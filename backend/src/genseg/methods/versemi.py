@@ -41,7 +41,6 @@ class Mixing:
     unlabelled: Sampler | None  # None where there are no scans to learn from: then two labelled pairs are mixed
     meta_unlabelled: Sampler | None  # of the smaller patches of level 3
     teacher: nn.Module
-    others: list[tuple[Sampler, Plan]]  # labelled scans of the other studies of this training
     without: frozenset[Part] = frozenset()
 
 

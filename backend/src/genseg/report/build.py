@@ -10,7 +10,7 @@ from genseg import __version__
 from genseg.report.html import Html, join, tag
 from genseg.report.reading import RunView, read_run
 from genseg.report.sections import curves_section, metrics_section, pairs_section, predictions_section, settings_section
-from genseg.report.summary import summary
+from genseg.report.summary import story, summary, warnings
 from genseg.runfolder import RunFolder, replacing
 
 SHOWN = (12, 8, 5, 3)  # pairs and predictions; the next number is taken where the page grows beyond LIMIT
@@ -30,9 +30,7 @@ def build_report(run: RunFolder, status: int | None = None) -> Path:
         page = _page(view, shown)
         if len(page.encode("utf-8")) <= LIMIT:
             break
-    with replacing(run.report) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return run.report
+    return _write(run, page)
 
 
 def _page(run: RunView, shown: int) -> str:
@@ -47,15 +45,22 @@ def _page(run: RunView, shown: int) -> str:
     ids = {"Outlines": "predictions", "Synthetic scans": "pairs", "Training": "curves"}
     present = {name: section for name, section in sections.items() if section}
     name = run.study.name if run.study else run.folder.path.name
+    navigation = join(tag("a", n, href=f"#{ids.get(n, n.lower())}") for n in present)
+    return _filled(run.folder, name, navigation, Html(Html("\n").join(present.values())))
+
+
+def _filled(run: RunFolder, name: str, navigation: Html, content: Html) -> str:
     template = string.Template(resources.files("genseg.report").joinpath("template.html").read_text(encoding="utf-8"))
+    footer = f"GenSeg {__version__}, {datetime.now():%Y-%m-%d %H:%M}. Run folder: {run.path.resolve()}"
     return template.substitute(
-        title=join([f"GenSeg report: {name}"]),
-        navigation=join(tag("a", n, href=f"#{ids.get(n, n.lower())}") for n in present),
-        content=Html("\n").join(present.values()),
-        footer=join(
-            [f"GenSeg {__version__}, {datetime.now():%Y-%m-%d %H:%M}. Run folder: {run.folder.path.resolve()}"]
-        ),
+        title=join([f"GenSeg report: {name}"]), navigation=navigation, content=content, footer=join([footer])
     )
+
+
+def _write(run: RunFolder, page: str) -> Path:
+    with replacing(run.report) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return run.report
 
 
 def build_reports(run: RunFolder, status: int | None = None) -> Path:
@@ -63,22 +68,19 @@ def build_reports(run: RunFolder, status: int | None = None) -> Path:
     studies = run.saved_studies()
     for study in studies:
         build_report(study, status)
-    return _overview(run, studies) if run.several else run.report
-
-
-def _overview(run: RunFolder, studies: list[RunFolder]) -> Path:
-    entries = [
-        tag("li", tag("a", one.path.name, href=quote(f"studies/{one.path.name}/report.html"))) for one in studies
-    ]
-    template = string.Template(resources.files("genseg.report").joinpath("template.html").read_text(encoding="utf-8"))
-    page = template.substitute(
-        title=join([f"GenSeg report: {len(studies)} studies"]),
-        navigation="",
-        content=tag(
-            "section", tag("p", "These studies were trained together. Each has a report:"), tag("ul", *entries)
-        ),
-        footer=join([f"GenSeg {__version__}, {datetime.now():%Y-%m-%d %H:%M}. Run folder: {run.path.resolve()}"]),
+    return (
+        _write(run, _filled(run, f"{len(studies)} studies", Html(), _overview(studies))) if run.several else run.report
     )
-    with replacing(run.report) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return run.report
+
+
+def _overview(studies: list[RunFolder]) -> Html:
+    """Each study's figures and warnings, which lead to its own report."""
+    cards = []
+    for folder in studies:
+        view = read_run(folder)
+        link = tag("a", folder.path.name, href=quote(f"studies/{folder.path.name}/report.html"))
+        cards.append(
+            tag("div", tag("h3", link), *(tag("p", line) for line in story(view)), warnings(view), class_="card")
+        )
+    told = tag("p", "These studies were trained together, each with a model for its own structures.", class_="lead")
+    return tag("section", told, tag("div", *cards, class_="cards"))

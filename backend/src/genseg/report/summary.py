@@ -26,8 +26,8 @@ RESEARCH_ONLY = (
 def summary(run: RunView) -> Html:
     """Status, key figures, the story in sentences, what to look at first, warnings."""
     return tag(
-        "section", _status(run), _tiles(run), tag("p", " ".join(_story(run)), class_="lead"), _dice_by_label(run),
-        _look_first(run), _warnings(run), tag("p", RESEARCH_ONLY, class_="notice"), id="summary",
+        "section", _status(run), _tiles(run), tag("p", " ".join(story(run)), class_="lead"), _dice_by_label(run),
+        _look_first(run), warnings(run), tag("p", RESEARCH_ONLY, class_="notice"), id="summary",
     )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def _tiles(run: RunView) -> Html:
     return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in tiles), class_="tiles")
 
 
-def _story(run: RunView) -> list[str]:
+def story(run: RunView) -> list[str]:
     names = [label.name for label in run.table.structures]
     method = METHODS.get(str(run.settings.get("method")), "a segmenter was trained")
     said = []
@@ -128,7 +128,7 @@ def _poor(run: RunView) -> list[str]:
     return [text for _, text in sorted(rows)]
 
 
-def _warnings(run: RunView) -> Html | None:
+def warnings(run: RunView) -> Html | None:
     """Errors and warnings of the run, each once."""
     met = Counter(
         (e.event, e.message, e.remedy, getattr(e, "case", None))
