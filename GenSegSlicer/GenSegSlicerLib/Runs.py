@@ -65,7 +65,9 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.path.name
+        """Of its folder; of one study of several also that of the run they were trained in."""
+        together = _runOfSeveral(self.path)
+        return self.path.name if together is None else f"{together.name}: {self.path.name}"
 
 
 class RunList:
@@ -77,6 +79,8 @@ class RunList:
     def runs(self, active: Path | None = None, idle: Iterable[Path] = ()) -> list[Run]:
         """Every run, the newest first; a folder that cannot be read gives none.
 
+        Of a run of several studies each study is one, with a model of its own; none of them can be resumed alone.
+
         `active`: the run that is known to be running; `idle`: those known not to. Of others a run without an end
         counts as running while its events are younger than SILENCE.
         """
@@ -85,7 +89,7 @@ class RunList:
             folders = [path for path in self.folder.iterdir() if isRunFolder(path)]
         except OSError:
             return []
-        found = [readRun(path, known.get(path)) for path in folders]
+        found = [readRun(study, known.get(path)) for path in folders for study in _studies(path)]
         return sorted(found, key=lambda run: (-run.date, run.name))
 
     def remove(self, run: Run, active: Path | None = None) -> None:
@@ -108,6 +112,11 @@ class RunList:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def _checkRemovable(self, path: Path, active: Path | None) -> None:
+        together = _runOfSeveral(path)
+        if together is not None:
+            rule = _("This is one study of several that were trained together.")
+            remedy = _("To remove all of them, delete the folder {folder} by hand.").format(folder=together)
+            raise StudyFaults([Fault(path.name, rule, remedy)])
         if path.parent != self.folder or path.is_symlink() or not isRunFolder(path):
             rule = _("Only a run in {folder} can be removed, and this is none.").format(folder=self.folder)
             raise StudyFaults([Fault(path.name, rule, _("Remove other folders by hand."))])
@@ -128,6 +137,19 @@ def isRunFolder(path: Path) -> bool:
         return False
     settings = readJson(path / "settings.json")
     return settings.get("method") in _METHODS and "dataset" in settings and "out" in settings
+
+
+def _studies(path: Path) -> list[Path]:
+    """The run itself, or the folders of its studies where it has several."""
+    if not (path / "studies").is_dir():
+        return [path]
+    return [study for study in sorted((path / "studies").iterdir()) if isRunFolder(study)]
+
+
+def _runOfSeveral(path: Path) -> Path | None:
+    """The run to which a study's folder belongs; None for a run of its own."""
+    run = path.parent.parent
+    return run if path.parent.name == "studies" and isRunFolder(run) else None
 
 
 def readRun(path: Path, running: bool | None = None) -> Run:

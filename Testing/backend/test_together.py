@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -113,8 +114,51 @@ def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pat
     return studies[0], studies[1], run
 
 
+def test_a_study_given_twice_is_refused(two, tmp_path):
+    done = genseg("train", two[0], two[0], "--out", tmp_path / "run")
+    assert done.returncode == 2 and "given several times" in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_parts_are_left_out_only_of_versemi_and_only_those_there_are(two, tmp_path):
+    for arguments in (("--method", "genseg", "--without", "prompts"), ("--without", "nonsense")):
+        done = genseg("train", two[0], "--out", tmp_path / "run", *arguments)
+        assert done.returncode == 2 and "versemi" in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_a_warning_stands_in_its_studys_own_events_and_report_and_in_the_runs_under_its_name(two, tmp_path):
+    study = tmp_path / "strange"
+    shutil.copytree(two[0], study)
+    content = json.loads((study / "dataset.json").read_text(encoding="utf-8"))
+    heart = Study.load(RunFolder(two[2]).saved_studies()[1].study).unlabeled[0]
+    content["unlabeled"].append({"id": "a-heart", "image": str(heart.images[0])})
+    (study / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    done = genseg("train", study, two[1], "--iterations", 2, "--out", tmp_path / "run", "--method", "versemi")
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = RunFolder(tmp_path / "run")
+
+    def warned(folder: RunFolder) -> list[str]:
+        events = [json.loads(line) for line in folder.events.read_text(encoding="utf-8").splitlines()]
+        return [event["message"] for event in events if event["event"] == "warning" and event["code"] == "unlike_scan"]
+
+    first, second = run.saved_studies()
+    assert len(warned(first)) == 1 and warned(first)[0].startswith("a-heart") and not warned(second)
+    assert warned(run) == [f"{first.path.name}: {warned(first)[0]}"]
+    for page, told in ((first, True), (second, False), (run, True)):
+        assert ("a-heart does not look like" in page.report.read_text(encoding="utf-8")) is told
+    assert "The model of each study lies in its folder" in done.stderr
+
+
+def test_a_lost_order_of_the_studies_is_told(two, tmp_path):
+    shutil.copytree(two[2], tmp_path / "run")
+    (tmp_path / "run" / "done").unlink()
+    (tmp_path / "run" / "studies" / "order.json").unlink()
+    done = genseg("train", "--resume", tmp_path / "run")
+    assert done.returncode == 1 and "order.json is damaged: it is missing" in done.stderr, done.stderr
+
+
 def test_each_study_has_a_folder_like_a_runs_own(two):
     run = RunFolder(two[2])
+    assert all(folder.done.exists() for folder in run.saved_studies())
     assert run.done.exists() and run.report.exists() and run.last.exists() and not run.study.exists()
     for folder, name in zip(run.saved_studies(), ("hippocampus", "acdc"), strict=True):
         assert folder.path == run.path / "studies" / name

@@ -138,6 +138,20 @@ def test_settings_that_cannot_be_read_are_no_run(tmp_path):
     assert not isRunFolder(folder) and not isRunFolder(tmp_path / "none")
 
 
+def test_each_study_of_several_is_listed_by_both_names_and_none_is_removed_alone(tmp_path):
+    whole = makeRun(tmp_path / "both", [STARTED, finished(0)], done=True)
+    (whole / "study.json").unlink()
+    for name in ("heart", "liver"):
+        makeRun(whole / "studies" / name, [STARTED, finished(0)], weights=("best",), done=True, dice=0.8)
+    runs = RunList(tmp_path).runs()
+    assert [run.name for run in runs] == ["both: heart", "both: liver"]
+    assert all(run.usable and not run.resumable and run.kind is RunKind.FINISHED and run.labelled == 3 for run in runs)
+    for folder in (tmp_path, runs[0].path.parent):
+        with pytest.raises(StudyFaults, match="trained together"):
+            RunList(folder).remove(runs[0])
+    assert len(RunList(tmp_path).runs()) == 2
+
+
 def test_removing_takes_the_run_and_nothing_else(tmp_path):
     makeRun(tmp_path / "keep")
     makeRun(tmp_path / "drop", [STARTED, finished(3)])

@@ -18,6 +18,7 @@ from genseg.errors import DamagedFile, RunFailed
 from genseg.inference import OVERLAP
 from genseg.networks import build_segmenter
 from genseg.plan import Plan
+from genseg.prepare import MOST_UNLABELLED, STYLE_SCANS
 from genseg.runfolder import RunFolder, replacing, write_json
 from genseg.settings import Settings
 from genseg.study import Study
@@ -121,9 +122,11 @@ def metadata(plan: Plan, study: Study, settings: Settings) -> dict[str, Any]:
 
 def _trained_on(study: Study, settings: Settings) -> str:
     """Which scans the model has seen, in words."""
-    looked_at = len(study.unlabeled) if settings.learn_unlabelled and settings.method != "supervised" else 0
+    learns = settings.learn_unlabelled and settings.method != "supervised"
+    most = min(len(study.unlabeled), MOST_UNLABELLED if settings.mixes else STYLE_SCANS)
+    without = f"up to {most}" if learns and most else "no"  # those that look unlike the labelled ones do not count
     together = f", together with other studies ({len(settings.more)})" if settings.more else ""
-    return f"{len(study.training)} labelled and {looked_at} unlabelled scans of the study '{study.name}'{together}"
+    return f"{len(study.training)} labelled and {without} unlabelled scans of the study '{study.name}'{together}"
 
 
 def _required_packages(plan: Plan) -> dict[str, str]:

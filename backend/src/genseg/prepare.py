@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +53,9 @@ def prepare(settings: Settings, log: EventLog) -> list[Prepared]:
     device = find_device(settings.device)
     studies = _every(_read(settings), lambda one: draw(one, settings.labelled, settings.unlabelled, settings.seed))
     settings.resolve(any(study.unlabeled for study in studies))
+    if settings.without and not settings.mixes:
+        rule = f"Parts of versemi can be left out only where it is at work, and the method is {settings.method}."
+        raise InputFaults([Fault("no_such_part", "--without", rule, "Choose versemi or genseg+versemi.")])
     total = sum(len(study.training) for study in studies)
     log.emit(Progress(phase="prepare", step=0, total=total))  # checking and planning may take minutes
     facts = _every(studies, lambda study: check_study(study, settings.out, NEEDED_MB))
@@ -97,6 +101,11 @@ def load(
 
 
 def _read(settings: Settings) -> list[Study]:
+    """Raises InputFaults where one cannot be read or is named twice."""
+    twice = [path for path, times in Counter(path.resolve() for path in settings.datasets).items() if times > 1]
+    if twice:
+        rule = "Each study is given once, but this one is given several times."
+        raise InputFaults([Fault("study_twice", str(path), rule, "Name it once.") for path in twice])
     studies = _every(settings.datasets, read_study)
     return named_apart(studies) if len(studies) > 1 else studies
 

@@ -3,8 +3,9 @@
 from typing import Any
 
 from monai.networks.nets import DynUNet
+from torch import nn
 
-from genseg.networks.prompted import PromptedSegmenter, prompted_dynunet
+from genseg.networks.prompted import RARE, PromptedSegmenter, prompted_dynunet
 from genseg.plan import Plan
 
 NORM = ("INSTANCE", {"affine": True})
@@ -15,9 +16,11 @@ def build_segmenter(plan: Plan, deep_supervision: bool = False) -> DynUNet | Pro
     """[n, C, *patch] → logits [n, classes, *patch]; with deep supervision [n, heads, classes, *patch] in training."""
     deep = {"deep_supervision": deep_supervision, "deep_supr_num": min(2, len(plan.filters) - 2)}
     arguments = dynunet_arguments(plan) | deep
-    if plan.prompts is None:
-        return DynUNet(**arguments)
-    return prompted_dynunet(**plan.prompts.arguments(), **arguments)
+    if plan.prompts is not None:
+        return prompted_dynunet(**plan.prompts.arguments(), **arguments)
+    network = DynUNet(**arguments)
+    nn.init.constant_(network.output_block.conv.conv.bias[1:], RARE)
+    return network
 
 
 def dynunet_arguments(plan: Plan) -> dict[str, Any]:
