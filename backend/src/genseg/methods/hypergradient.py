@@ -56,15 +56,15 @@ def hypergradient(
     if fixed_gradient is not None:
         gradient = {name: g + fixed_gradient[name] for name, g in gradient.items()}
     stepped = _step(weights, gradient, rate)
-    validation, slope = _value_and_gradient(validation_loss, stepped)
+    validation, slope = value_and_gradient(validation_loss, stepped)
     direction = {name: rate[name] * slope[name] for name in weights}
 
     leaves = {name: p.requires_grad_() for name, p in ahead.items()}
-    downhill = -_slope_along(lambda s: train_loss(s, leaves), weights, direction)
+    downhill = -slope_along(lambda s: train_loss(s, leaves), weights, direction)
     found = _grad(downhill, [*meta, *leaves.values()])
     direct, at_generator = found[: len(meta)], dict(zip(leaves, found[len(meta) :], strict=True))
     # The path through the generator's own step: -η_G d/dA ⟨∇_G L_G(G; A), dL/dG'⟩.
-    through = -generator_rate * _slope_along(generator_loss, start, at_generator)
+    through = -generator_rate * slope_along(generator_loss, start, at_generator)
     return [a + b for a, b in zip(direct, _grad(through, meta), strict=True)], validation
 
 
@@ -111,13 +111,13 @@ def _instance_norm(
     return y if bias is None else y + bias.view(wide)
 
 
-def _slope_along(loss: Loss, at: Parameters, direction: Parameters) -> Tensor:
+def slope_along(loss: Loss, at: Parameters, direction: Parameters) -> Tensor:
     """⟨∇ loss, direction⟩, which can be differentiated once more."""
     with _WrittenOutInstanceNorm():
         return jvp(loss, (at,), (direction,))[1]
 
 
-def _value_and_gradient(loss: Loss, at: Parameters) -> tuple[Tensor, Parameters]:
+def value_and_gradient(loss: Loss, at: Parameters) -> tuple[Tensor, Parameters]:
     leaves = {name: p.detach().requires_grad_() for name, p in at.items()}
     value = loss(leaves)
     found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
@@ -126,7 +126,7 @@ def _value_and_gradient(loss: Loss, at: Parameters) -> tuple[Tensor, Parameters]
 
 
 def _gradient(loss: Loss, at: Parameters) -> Parameters:
-    return _value_and_gradient(loss, at)[1]
+    return value_and_gradient(loss, at)[1]
 
 
 def _step(at: Parameters, gradient: Parameters, rate: Parameters | dict[str, float]) -> Parameters:

@@ -10,7 +10,7 @@ from genseg import __version__
 from genseg.report.html import Html, join, tag
 from genseg.report.reading import RunView, read_run
 from genseg.report.sections import curves_section, metrics_section, pairs_section, predictions_section, settings_section
-from genseg.report.summary import story, summary, warnings
+from genseg.report.summary import RESEARCH_ONLY, story, summary, warnings
 from genseg.runfolder import RunFolder, replacing
 
 SHOWN = (12, 8, 5, 3)  # pairs and predictions; the next number is taken where the page grows beyond LIMIT
@@ -79,8 +79,6 @@ def _overview(studies: list[RunFolder]) -> Html:
     for folder in studies:
         view = read_run(folder)
         link = tag("a", folder.path.name, href=quote(f"studies/{folder.path.name}/report.html"))
-        cards.append(
-            tag("div", tag("h3", link), *(tag("p", line) for line in story(view)), warnings(view), class_="card")
-        )
+        cards.append(tag("div", tag("h3", link), tag("p", " ".join(story(view))), warnings(view), class_="card"))
     told = tag("p", "These studies were trained together, each with a model for its own structures.", class_="lead")
-    return tag("section", told, tag("div", *cards, class_="cards"))
+    return tag("section", told, tag("div", *cards, class_="cards"), tag("p", RESEARCH_ONLY, class_="notice"))
