@@ -11,7 +11,7 @@ from torch.func import functional_call, jvp
 
 from genseg.events import EventLog
 from genseg.networks.prompted import RARE, WIDTH, PromptedSegmenter, prompted_dynunet
-from genseg.warmstart import start_from
+from genseg.startingmodel import StartingModel
 
 
 def network(dims: int, tasks: list[int], dynamic: bool = True, deep: bool = False) -> PromptedSegmenter:
@@ -134,12 +134,12 @@ def test_a_plain_model_is_a_start_for_a_prompted_one(data, tmp_path, monkeypatch
     plain = built(ready, "supervised").joint.segmenter
 
     class Source:
-        network = plain
+        network, plan = plain, ready.plan
 
-    monkeypatch.setattr("genseg.warmstart.Predictor.load", lambda *given: Source())
+    monkeypatch.setattr("genseg.startingmodel.Predictor.load", lambda *given: Source())
     state = built(ready, "versemi", seed=5)
     heard: list = []
-    start_from(Path(tmp_path), state, EventLog([heard.append]))
+    StartingModel.load(Path(tmp_path)).give(state, EventLog([heard.append]))
     mine, theirs = dict(state.joint.segmenter.named_parameters()), dict(plain.named_parameters())
     taken = [name for name in mine if name.startswith("backbone.")]
     assert taken and all(torch.equal(mine[name], theirs[name.removeprefix("backbone.")]) for name in taken)

@@ -28,6 +28,7 @@ class Study(BaseModel):
 
     name: str
     reference: str = ""
+    licence: str = ""
     labels: LabelTable
     channels: list[str] = []  # names of the channels, where the study gives them
     training: list[Case] = []

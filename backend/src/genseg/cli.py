@@ -16,7 +16,7 @@ from genseg import __version__
 from genseg.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, Fault, InputFaults
 from genseg.runfolder import need_free
 from genseg.session import Session, serve, use_utf8
-from genseg.settings import PARTS, Method, Settings, parse_budget
+from genseg.settings import PARTS, MetaMethod, MetaSettings, Method, Settings, parse_budget
 
 app = typer.Typer(
     help="Train a generator and a segmenter jointly from a handful of labelled scans.",
@@ -202,6 +202,39 @@ def train(
         **limits,
     )
     (_profile if profile else _train)(settings, events, watch_stdin)
+
+
+@app.command("meta-train")
+def meta_train(
+    datasets: Annotated[list[Path], typer.Argument(metavar="DATASET...", help="Studies with labelled scans.")],
+    out: Out,
+    method: Annotated[MetaMethod, typer.Option(help="What learns the starting model.")] = "imaml",
+    budget: Annotated[
+        Optional[str],
+        typer.Option(help="Time of training: quick, standard, thorough, or like 5m.", show_default="standard"),
+    ] = None,
+    iterations: Annotated[Optional[int], typer.Option(min=1, help="Meta-steps, instead of a budget.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    events: Events = False,
+    watch_stdin: Watch = False,
+) -> None:
+    """Learn a starting model from several studies, for `genseg train --init`."""
+    if budget is not None and iterations is not None:
+        raise typer.BadParameter("give either --budget or --iterations, not both")
+    limits = {"budget": None, "iterations": iterations} if iterations else {"budget": _budget(budget or "standard")}
+    first, *more = (path.absolute() for path in datasets)
+    settings = MetaSettings(
+        dataset=first, more=more, out=out.absolute(), method=method, seed=seed, device=device, **limits
+    )
+
+    def body(session: Session) -> int:
+        need_free(settings.out)
+        from genseg.metatrain import meta_train as learn
+
+        return learn(settings, session.log)
+
+    serve(body, programs=events, run=settings.out, watch=watch_stdin)
 
 
 @app.command()

@@ -45,6 +45,9 @@ class Predictor:
         """From a run folder or a bundle. Raises RunFailed where there is no usable model yet."""
         folder = RunFolder(run)
         folder.need_one_study()
+        if folder.card.exists():
+            remedy = f'Train with a few labelled scans first: genseg train STUDY --init "{run}" --out RUN'
+            raise RunFailed("starting_model", f"{run} is a starting model and has no structures of its own.", remedy)
         if folder.best.exists():
             weights, plan, table = folder.best, Plan.load(folder.plan), Study.load(folder.study).labels
         else:

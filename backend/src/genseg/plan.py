@@ -28,6 +28,9 @@ MARGIN = 1.2  # the scans still to come may be larger than the few labelled ones
 SOLID_SIDE = 32  # voxels of a patch across interpolated thick slices: four at the coarsest of four levels
 SMALL = 64.0  # voxels along the longest side, up to which four levels suffice and rounding up to 16 costs most
 COARSENING = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
+# Voxels that a shrunken patch keeps at the coarsest level. With 2 along the first axis, oneDNN 3.12's bf16 gradient of
+# a 3D convolution's weights is wrong (it reads memory that was never written).
+COARSEST = 3
 HEAD_VALUES = 24  # stored for each voxel and prompt by a dynamic head (measured: 13.5 MB at 48 x 64 x 48)
 NOTABLE = 0.2  # share of the estimated memory from which on a part of it is told
 LITTLE = 0.03  # share of a scan from which on a patch shows enough of it
@@ -97,6 +100,19 @@ class Plan(BaseModel):
         note = f"Heads told by prompts, of which there are {prompts.count}, take about {more} MB more."
         notes = [*self.notes, note] if more > NOTABLE * self.memory_mb else self.notes
         return self.model_copy(update={"prompts": prompts, "memory_mb": self.memory_mb + more, "notes": notes})
+
+    def with_network_of(self, other: "Plan") -> "Plan":
+        """The same with another plan's network, the patch rounded up to what that needs."""
+        network = {key: getattr(other, key) for key in ("filters", "kernels", "strides", "deep_supervision")}
+        coarsest = 2 ** (len(other.filters) - 1)
+        patch = [max(COARSEST, -(-side // coarsest)) * coarsest for side in self.patch]
+        memory = _memory_mb(patch, self.batch, other.filters, self.channels)
+        note = (
+            f"The network is the starting model's: {' / '.join(map(str, other.filters))} filters, patches of "
+            f"{' x '.join(map(str, patch))} voxels, about {memory} MB."
+        )
+        changes = network | {"patch": patch, "memory_mb": memory, "notes": [*self.notes, note]}
+        return self.model_copy(update=changes)
 
     def save(self, path: Path) -> None:
         write_json(path, self.model_dump(mode="json"))

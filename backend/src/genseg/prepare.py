@@ -48,8 +48,13 @@ class Prepared:
     log: EventLog  # the run's own, or where there are several studies this one's
 
 
-def prepare(settings: Settings, log: EventLog) -> list[Prepared]:
-    """For a new run, each study of it. Raises InputFaults with every fault of every study."""
+def prepare(
+    settings: Settings, log: EventLog, same_channels: bool = True, shape: Callable[[Plan], Plan] | None = None
+) -> list[Prepared]:
+    """For a new run, each study of it. Raises InputFaults with every fault of every study.
+
+    `same_channels`: whether the studies must agree in them. `shape` changes the plans.
+    """
     device = find_device(settings.device)
     studies = _every(_read(settings), lambda one: draw(one, settings.labelled, settings.unlabelled, settings.seed))
     settings.resolve(any(study.unlabeled for study in studies))
@@ -59,13 +64,13 @@ def prepare(settings: Settings, log: EventLog) -> list[Prepared]:
     total = sum(len(study.training) for study in studies)
     log.emit(Progress(phase="prepare", step=0, total=total))  # checking and planning may take minutes
     facts = _every(studies, lambda study: check_study(study, settings.out, NEEDED_MB))
-    if faults := differences(studies, facts):
+    if faults := differences(studies, facts, same_channels):
         raise InputFaults(faults)
     logs = _logs(studies, log)
     for own, fact in zip(logs, facts, strict=True):
         for note in fact.notes:
             own.warn("study_note", note)
-    return load(studies, None, settings, device, logs)
+    return load(studies, None, settings, device, logs, shape)
 
 
 def prepare_again(run: RunFolder, settings: Settings, log: EventLog) -> list[Prepared]:
@@ -85,14 +90,16 @@ def load(
     settings: Settings,
     device: Device,
     logs: Sequence[EventLog],
+    shape: Callable[[Plan], Plan] | None = None,
 ) -> list[Prepared]:
-    """Read the scans and bring them to the working grids; `logs`: each study's.
+    """Read the scans and bring them to the working grids; `logs`: each study's; `shape` changes new plans.
 
     Raises InputFaults with every scan that cannot be read.
     """
     pairs = _every(studies, lambda study: _read_all(study.training, lambda case: _read_pair(case, study)))
     if plans is None:
         plans = make_plans(studies, pairs, device)
+        plans = plans if shape is None else [shape(plan) for plan in plans]
         if settings.mixes or len(studies) > 1:
             prompts = prompts_of(studies, dynamic=settings.mixes and "prompts" not in settings.without)
             plans = [plan.asked(one) for plan, one in zip(plans, prompts, strict=True)]

@@ -6,16 +6,13 @@ import torch
 
 from genseg.errors import RunFailed
 from genseg.methods.synthesis import meta_plan
-from genseg.plan import Plan
+from genseg.plan import COARSEST, Plan
 from genseg.runfolder import RunFolder
 from genseg.sampling import Sampler
 from genseg.schedule import Clock
 from genseg.state import Part, RunState
 
 ATTEMPTS = 3  # at going back before the run gives up
-# Voxels that a shrunken patch keeps at the coarsest level. With 2 along the first axis, oneDNN 3.12's bf16 gradient of
-# a 3D convolution's weights is wrong (it reads memory that was never written).
-COARSEST = 3
 
 
 class Recovery:

@@ -81,6 +81,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.json"
         self.model = self.path / "model"
         self.report = self.path / "report.html"
+        self.card = self.path / "card.json"  # of a starting model: what it was trained on
         self.done = self.path / "done"
         self.stop = self.path / "stop"
         self.of_studies = self.path / "studies"  # a folder for each, where there are several

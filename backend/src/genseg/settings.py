@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from genseg.runfolder import read_model, write_json
 
 Method = Literal["genseg+versemi", "versemi", "genseg", "separate", "supervised"]
+MetaMethod = Literal["imaml", "first-order", "reptile", "pretrain"]
 Part = Literal["prompts", "auxiliary", "synthetic-task", "consistency", "teacher"]  # of versemi
 PARTS: tuple[Part, ...] = get_args(Part)
 BUDGETS = {"quick": 5 * 60.0, "standard": 30 * 60.0, "thorough": 2 * 3600.0}
@@ -84,3 +85,28 @@ class Settings(BaseModel):
     @classmethod
     def load(cls, path: Path) -> "Settings":
         return read_model(cls, path)
+
+
+class MetaSettings(BaseModel):
+    """Of a run that learns a starting model from several studies."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: Path = Field(description="the first study")
+    more: list[Path] = Field(default=[], description="the others")
+    out: Path = Field(description="folder of the model; must not exist yet, or be empty")
+    method: MetaMethod = "imaml"
+    seed: int = Field(default=0, ge=0)
+    budget: float | None = Field(default=BUDGETS["standard"], gt=0, description="seconds of training")
+    iterations: int | None = Field(default=None, ge=1, description="meta-steps, instead of a budget")
+    device: str = "auto"
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    def as_training(self) -> Settings:
+        """For what reads and prepares the studies of a training."""
+        return Settings(
+            dataset=self.dataset, more=self.more, out=self.out, method="supervised", seed=self.seed, device=self.device
+        )
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.model_dump(mode="json"))

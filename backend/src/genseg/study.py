@@ -98,6 +98,7 @@ class _Reader:
         return Study(
             name=str(content.get("name") or self.root.name),
             reference=str(content.get("reference") or ""),
+            licence=str(content.get("licence") or content.get("license") or ""),
             labels=table or LabelTable.from_names({}),
             channels=[str(name) for name in names],
             training=training,

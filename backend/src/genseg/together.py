@@ -36,13 +36,12 @@ def named_apart(studies: list[Study]) -> list[Study]:
     return named
 
 
-def differences(studies: list[Study], facts: list[StudyFacts]) -> list[Fault]:
+def differences(studies: list[Study], facts: list[StudyFacts], same_channels: bool = True) -> list[Fault]:
     """What keeps studies from being trained together: they go through one network, and one scan belongs to one side."""
     faults = []
-    of_studies = {
-        "dimensions": ["volumes" if fact.dims == 3 else "single images" for fact in facts],
-        "channels": [f"{fact.channels} channel(s)" for fact in facts],
-    }
+    of_studies = {"dimensions": ["volumes" if fact.dims == 3 else "single images" for fact in facts]}
+    if same_channels:
+        of_studies["channels"] = [f"{fact.channels} channel(s)" for fact in facts]
     for what, found in of_studies.items():
         if len(set(found)) > 1:
             listed = ", ".join(f"{study.name}: {one}" for study, one in zip(studies, found, strict=True))

@@ -20,8 +20,8 @@ from genseg.recovery import Recovery
 from genseg.runfolder import RunFolder, write_json
 from genseg.schedule import Clock, learning_rate, stage_at
 from genseg.settings import Settings
+from genseg.startingmodel import StartingModel
 from genseg.state import RunState, build_state
-from genseg.warmstart import start_from
 
 CHECKS = 5  # the first after a fifth of the training: from then on there is a usable model
 CHECKPOINT_SECONDS = 20.0
@@ -32,10 +32,10 @@ METRIC_SECONDS = 2.0  # the same where steps are slow
 def train(settings: Settings, log: EventLog) -> int:
     """A new run. → exit status. Raises InputFaults or RunFailed; a faulty study leaves no run folder behind."""
     settings.versions = versions()
-    prepared = prepare(settings, log)
-    state = build_state(prepared, settings)
-    if settings.init is not None:
-        start_from(settings.init, state, log)
+    start = None if settings.init is None else StartingModel.load(settings.init)
+    state = build_state(prepare(settings, log, shape=start.shape if start is not None else None), settings)
+    if start is not None:
+        start.give(state, log)
     run = RunFolder(settings.out)
     _create(run, state)
     return _run(run, state, log, resumed=False)

@@ -1,0 +1,184 @@
+"""Starting models on real scans: what tasks are drawn, what a meta-step changes, what the model is good for."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_together import genseg
+from tiny_run import tensors, tiny_study
+
+from genseg.device import find_device
+from genseg.errors import RunFailed
+from genseg.events import EventLog
+from genseg.inference import Predictor
+from genseg.metatrain import learner_of, plan_of, prepare_studies
+from genseg.methods.episodes import Tasks
+from genseg.methods.metalearn import OUTPUT, MetaLearner, fresh_output
+from genseg.networks import build_segmenter
+from genseg.plan import Plan
+from genseg.prepare import load, prepare
+from genseg.randomness import stream
+from genseg.runfolder import RunFolder
+from genseg.settings import MetaSettings, Settings
+from genseg.startingmodel import INPUT, StartingModel
+from genseg.state import build_state
+from genseg.study import read_study
+
+METHODS = ("imaml", "first-order", "reptile", "pretrain")
+
+
+@pytest.fixture(scope="module")
+def studies(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A coloured and a grey study, cut down."""
+    folder = tmp_path_factory.mktemp("studies")
+    return [tiny_study(data / name, folder / name, 4, 1) for name in ("isic2017", "busi")]
+
+
+def settings_of(studies: list[Path], out: Path, **more: object) -> MetaSettings:
+    return MetaSettings(dataset=studies[0], more=studies[1:], out=out, device="cpu", iterations=2, **more)
+
+
+def learner(studies: list[Path], out: Path, **more: object) -> MetaLearner:
+    settings = settings_of(studies, out, **more)
+    ready = prepare_studies(settings, EventLog())
+    return learner_of(ready, plan_of(ready), settings)
+
+
+@pytest.fixture(scope="module")
+def model(studies: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made by the command line."""
+    out = tmp_path_factory.mktemp("model") / "model"
+    done = genseg("meta-train", *studies, "--iterations", 2, "--out", out)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out
+
+
+def test_no_patient_is_in_the_question_and_in_the_answer_and_all_structures_and_unions_come(data):
+    acdc = read_study(data / "acdc")
+    acdc = acdc.model_copy(update={"training": acdc.training[:6], "unlabeled": []})
+    ready = load([acdc], None, Settings(dataset=data, out=data, method="supervised"), find_device("cpu"), [EventLog()])
+    tasks, seen = Tasks(ready), set()
+    for step in range(60):
+        episode = tasks.draw(stream(0, "test", step))
+        sides = [{acdc.patients[i] for i in scans} for scans in (episode.support, episode.query)]
+        assert sides[0] and sides[1] and not sides[0] & sides[1]
+        seen.add(episode.task.structures)
+    assert {(1,), (2,), (3,)} <= seen and any(len(structures) > 1 for structures in seen)
+    union = next(structures for structures in seen if len(structures) > 1)
+    assert " + " in tasks.name(type(episode.task)(0, union))
+
+
+def test_a_task_shows_its_structures_and_nothing_else(data):
+    acdc = read_study(data / "acdc")
+    acdc = acdc.model_copy(update={"training": acdc.training[:2], "unlabeled": []})
+    ready = load([acdc], None, Settings(dataset=data, out=data, method="supervised"), find_device("cpu"), [EventLog()])
+    tasks, shown = Tasks(ready), {}
+    task = type(tasks.draw(stream(0, "test", 0)).task)
+    for structures in ((1,), (2,), (3,), (1, 2, 3)):
+        shown[structures] = tasks.load(task(0, structures), [0, 1], stream(0, "same", 0))[1]
+    assert set(shown[1, 2, 3].unique().tolist()) == {0, 1}
+    assert torch.equal(shown[1, 2, 3], shown[1,] + shown[2,] + shown[3,])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_meta_step_changes_every_shared_weight_and_depends_on_seed_and_step_alone(studies, tmp_path, method):
+    first, second = (learner(studies, tmp_path, method=method) for _ in range(2))
+    before = {name: p.detach().clone() for name, p in first.network.named_parameters()}
+    seen, again = first.step(0), second.step(0)
+    assert seen == again and all(torch.isfinite(torch.tensor(value)) for value in seen.values())
+    after = dict(first.network.named_parameters())
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if not name.startswith(OUTPUT)}
+    assert all(torch.equal(p, after[name]) for name, p in second.network.named_parameters())
+
+
+def test_imaml_and_first_order_differ_only_by_the_solved_system(studies, tmp_path, monkeypatch):
+    """With H = 0 the solution is the slope itself."""
+    implicit, first = (learner(studies, tmp_path, method=method) for method in ("imaml", "first-order"))
+    monkeypatch.setattr(
+        "genseg.methods.metalearn.hessian_product",
+        lambda loss, at: lambda v: {name: torch.zeros_like(p) for name, p in v.items()},
+    )
+    implicit.step(0), first.step(0)
+    ours, theirs = implicit.start(), first.start()
+    assert all(torch.allclose(ours[name].grad, theirs[name].grad, rtol=1e-4, atol=1e-8) for name in ours)
+
+
+def test_a_starting_model_says_what_it_was_trained_on_and_holds_no_last_layer(model, studies):
+    run = RunFolder(model)
+    assert run.done.exists() and run.plan.exists() and run.settings.exists()
+    names = set(tensors(run.best))
+    assert names and not any(name.startswith(OUTPUT) for name in names)
+    card = json.loads(run.card.read_text(encoding="utf-8"))
+    assert [one["name"] for one in card["trained_on"]] == ["isic2017", "busi"] and card["meta_steps"] == 2
+    assert all(one["labelled_scans"] == 4 for one in card["trained_on"]) and card["query_dice"]
+    assert "It segments nothing by itself" in (model / "README.md").read_text(encoding="utf-8")
+    kinds = {path.suffix for path in model.rglob("*") if path.is_file()}
+    assert kinds <= {".json", ".jsonl", ".safetensors", ".md", ""}
+
+
+def test_a_starting_model_cannot_predict_and_says_what_to_do(model, studies, tmp_path):
+    done = genseg("predict", model, studies[0], "--out", tmp_path / "masks")
+    assert done.returncode == 1 and "no structures of its own" in done.stderr and "--init" in done.stderr
+
+
+@pytest.mark.parametrize("method", ["supervised", "versemi"])
+def test_every_weight_but_the_last_layers_comes_from_the_starting_model(model, studies, tmp_path, method):
+    start, heard = StartingModel.load(model), []
+    settings = Settings(dataset=studies[0], out=tmp_path, method=method, device="cpu", iterations=2)
+    state = build_state(prepare(settings, EventLog(), shape=start.shape), settings)
+    start.give(state, EventLog([heard.append]))
+    mine = {name.removeprefix("backbone."): p for name, p in state.joint.segmenter.named_parameters()}
+    shared = {name for name in start.weights if name in mine}
+    assert len(shared) == len(start.weights)
+    assert all(torch.equal(mine[name], start.weights[name]) for name in shared) and not heard
+
+
+def test_a_coloured_models_first_layer_sees_a_grey_scan_as_a_coloured_one_without_colours(model, studies, tmp_path):
+    start = StartingModel.load(model)
+    settings = Settings(dataset=studies[1], out=tmp_path, method="supervised", device="cpu", iterations=2)
+    state = build_state(prepare(settings, EventLog(), shape=start.shape), settings)
+    assert start.plan.channels == 3 and state.joint.plan.channels == 1
+    start.give(state, EventLog())
+    grey, coloured = state.joint.segmenter, build_segmenter(start.plan)
+    for name, p in coloured.named_parameters():
+        own = dict(grey.named_parameters())[name] if name.startswith(OUTPUT) else start.weights[name]
+        p.data.copy_(own)
+    image = torch.rand(2, 1, *start.plan.patch)
+    assert torch.allclose(grey(image), coloured(image.repeat(1, 3, 1, 1)), atol=1e-4)
+    assert dict(grey.named_parameters())[INPUT].shape[1] == 1
+
+
+def test_a_starting_model_of_other_dimensions_is_refused_before_anything_is_written(model, data, tmp_path):
+    volumes = tiny_study(data / "hippocampus", tmp_path / "hippocampus", 2, 1)
+    done = genseg("train", volumes, "--init", model, "--iterations", 2, "--out", tmp_path / "run")
+    assert done.returncode == 1 and "a 2D network for 3 channel(s)" in done.stderr and "3D" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_that_starts_from_it_finishes_and_predicts(model, studies, tmp_path):
+    done = genseg(
+        "train", studies[1], "--init", model, "--iterations", 4, "--out", tmp_path / "run", "--method", "genseg"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = RunFolder(tmp_path / "run")
+    assert Plan.load(run.plan).filters == Plan.load(RunFolder(model).plan).filters
+    assert Predictor.load(run.path, "cpu").plan.channels == 1
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(RunFailed, match="no usable model"):
+        StartingModel.load(tmp_path)
+
+
+def test_a_new_last_layer_is_that_of_a_new_network():
+    """He's spread, bias 0 for the background and rare for the structure."""
+    network = build_segmenter(
+        Plan.model_construct(
+            dims=2, channels=1, classes=2, kernels=[3] * 3, strides=[1, 2, 2], filters=[64, 8, 8], prompts=None
+        )
+    )
+    fresh = fresh_output(network, stream(0, "test", 0))
+    weight, bias = (next(p for p in fresh.values() if p.ndim == n) for n in (4, 1))
+    assert abs(float(weight.std()) - (2 / 64) ** 0.5) < 0.05 and bias.tolist() == [0.0, -2.0]

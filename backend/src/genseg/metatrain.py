@@ -1,0 +1,194 @@
+"""Learn a starting model from several studies: prepare, meta-steps, a model with its card."""
+
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from genseg import __version__
+from genseg.errors import EXIT_OK, EXIT_STOPPED, Fault, InputFaults, RunFailed
+from genseg.events import EventLog, Finished, Metric, Planned, Progress, Started
+from genseg.methods.episodes import Tasks, with_channels
+from genseg.methods.metalearn import MetaLearner
+from genseg.networks import build_segmenter
+from genseg.plan import Plan
+from genseg.prepare import Prepared, prepare, versions
+from genseg.randomness import stream
+from genseg.runfolder import RunFolder, read_json, replacing, write_json
+from genseg.settings import MetaSettings
+from genseg.state import save_tensors
+
+RATE = 1e-3
+SAVE_SECONDS = 20.0
+
+
+@dataclass
+class MetaRun:
+    """What a meta-training is made of while it runs."""
+
+    folder: RunFolder
+    settings: MetaSettings
+    learner: MetaLearner
+    plan: Plan  # of the network
+    log: EventLog
+    step: int = 0
+    begin: float = field(default_factory=time.monotonic)
+
+    @property
+    def progress(self) -> float:
+        """0..1 by steps or by time."""
+        if self.settings.iterations is not None:
+            return self.step / self.settings.iterations
+        assert self.settings.budget is not None
+        return min(1.0, (time.monotonic() - self.begin) / self.settings.budget)
+
+
+def meta_train(settings: MetaSettings, log: EventLog) -> int:
+    """→ exit status. Raises InputFaults with the faults of all studies, or RunFailed."""
+    settings.versions = versions()
+    studies = prepare_studies(settings, log)
+    plan = plan_of(studies)
+    run = MetaRun(RunFolder(settings.out), settings, learner_of(studies, plan, settings), plan, log)
+    _create(run, studies)
+    log.open(run.folder.events)
+    log.emit(
+        Started(version=__version__, run=str(run.folder.path), method=settings.method, device=studies[0].device.name)
+    )
+    log.emit(Planned(plan=plan.model_dump(mode="json")))
+    status = _fit(run)
+    _save(run)
+    if status == EXIT_OK:
+        with replacing(run.folder.done) as temporary:
+            temporary.write_text(f"step {run.step}\n", encoding="utf-8")
+        run.folder.stop.unlink(missing_ok=True)
+    log.emit(Finished(status=status, seconds=time.monotonic() - run.begin, model=str(run.folder.best)))
+    return status
+
+
+def prepare_studies(settings: MetaSettings, log: EventLog) -> list[Prepared]:
+    """The studies with one network for all: grey scans get as many channels as coloured ones have."""
+    studies = prepare(settings.as_training(), log, same_channels=False)
+    channels = max(one.plan.channels for one in studies)
+    odd = [one.study.name for one in studies if one.plan.channels not in (1, channels)]
+    if odd:
+        rule = f"Scans must have one channel or as many as those of the other studies ({channels})."
+        raise InputFaults([Fault("studies_differ", name, rule, "Leave the study out.") for name in odd])
+    return [with_channels(one, channels) for one in studies]
+
+
+def plan_of(studies: list[Prepared]) -> Plan:
+    """The network that all share, for one structure at a time."""
+    return studies[0].plan.model_copy(update={"classes": 2, "deep_supervision": False, "prompts": None})
+
+
+def learner_of(studies: list[Prepared], plan: Plan, settings: MetaSettings) -> MetaLearner:
+    """With weights drawn from the seed."""
+    device = studies[0].device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(settings.seed, "start of segmenter").initial_seed())
+        network = build_segmenter(plan).to(device.torch)
+    optimiser = torch.optim.Adam(network.parameters(), RATE)
+    return MetaLearner(network, optimiser, Tasks(studies), device, settings.method, settings.seed)
+
+
+def _create(run: MetaRun, studies: list[Prepared]) -> None:
+    """The folder with everything that does not change, under a temporary name and then renamed."""
+    building = RunFolder(run.folder.path.with_name(f".part-{os.getpid()}-{run.folder.path.name}"))
+    try:
+        run.settings.save(building.settings)
+        run.plan.save(building.plan)
+        trained_on = [
+            {
+                "name": one.study.name,
+                "reference": one.study.reference,
+                "licence": one.study.licence or "not given",
+                "labelled_scans": len(one.study.training),
+                "structures": [label.name for label in one.study.labels.structures],
+            }
+            for one in studies
+        ]
+        write_json(building.card, {"method": run.settings.method, "genseg": __version__, "trained_on": trained_on})
+        if run.folder.path.is_dir():
+            run.folder.path.rmdir()  # empty, or this refuses
+        os.replace(building.path, run.folder.path)
+    finally:
+        shutil.rmtree(building.path, ignore_errors=True)
+
+
+def _fit(run: MetaRun) -> int:
+    """Meta-steps until the budget is used up or a stop is asked for."""
+    saved = time.monotonic()
+    while run.progress < 1:
+        for group in run.learner.optimiser.param_groups:
+            group["lr"] = RATE * (1 - run.progress) ** 0.9
+        seen = run.learner.step(run.step)
+        run.step += 1
+        if not all(math.isfinite(value) for value in seen.values()):
+            remedy = "Look for scans with extreme intensities; then train again, perhaps with another --seed."
+            raise RunFailed("diverged", f"The meta-training diverged at step {run.step}.", remedy)
+        _tell(run, seen)
+        if time.monotonic() - saved > SAVE_SECONDS:
+            _save(run)
+            saved = time.monotonic()
+        if run.folder.stop.exists():
+            return EXIT_STOPPED
+    return EXIT_OK
+
+
+def _tell(run: MetaRun, seen: dict[str, float]) -> None:
+    for name, value in seen.items():
+        run.log.emit(Metric(name=name, value=value, step=run.step))
+    total = run.settings.iterations or max(run.step, round(run.step / max(run.progress, 1e-3)))
+    spent = time.monotonic() - run.begin
+    left = spent / run.progress * (1 - run.progress) if run.progress > 0.02 else None
+    run.log.emit(Progress(phase="train", step=run.step, total=total, seconds_left=left))
+
+
+def _save(run: MetaRun) -> None:
+    """The starting point: all weights but those of the last layer, which every task has of its own."""
+    weights = {name: p.detach() for name, p in run.learner.start().items()}
+    save_tensors(run.folder.best, weights, {"step": str(run.step)})
+    scores = {name: round(sum(found) / len(found), 4) for name, found in sorted(run.learner.recent().items())}
+    card = read_json(run.folder.card) | {"meta_steps": run.step, "query_dice": scores}
+    write_json(run.folder.card, card)
+    _write_readme(run, card)
+
+
+def _write_readme(run: MetaRun, card: dict[str, Any]) -> None:
+    """The card for people."""
+    plan = run.plan
+    rows = [
+        f"| {one['name']} | {', '.join(one['structures'])} | {one['labelled_scans']} | {one['licence']} "
+        f"| {one['reference'] or 'not given'} |"
+        for one in card["trained_on"]
+    ]
+    scores = [f"| {name} | {dice:.2f} |" for name, dice in card["query_dice"].items()]
+    lines = [
+        "# A starting model of GenSeg",
+        "",
+        f"For {plan.dims}D networks and scans of {plan.channels} channel(s) or one. It segments nothing by itself: "
+        "give it to `genseg train --init`, or as *Starting model* in 3D Slicer, together with 1 to 5 labelled scans.",
+        "",
+        f"Learned by {card['method']} in {card['meta_steps']} meta-steps, seed {run.settings.seed}, with GenSeg "
+        f"{card['genseg']}. The folder holds weights (safetensors) and JSON, and no scan.",
+        "",
+        "| study | structures | labelled scans | licence | reference |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+        "Whoever passes the model on must keep to the licences of these scans.",
+        "",
+        "Mean Dice on other scans of the same studies after a few steps on 1 to 5 scans, over the last tasks of the",
+        "training. These scans were trained on in other tasks, so this is no test:",
+        "",
+        "| study: structures | Dice |",
+        "|---|---|",
+        *scores,
+        "",
+    ]
+    with replacing(run.folder.path / "README.md") as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")

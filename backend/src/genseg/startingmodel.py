@@ -1,0 +1,77 @@
+"""Start from what earlier runs taught: a run's own model, a bundle, or a starting model of `genseg meta-train`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from genseg.errors import RunFailed
+from genseg.events import EventLog
+from genseg.inference import Predictor
+from genseg.plan import Plan
+from genseg.runfolder import RunFolder
+from genseg.state import RunState, load_tensors
+
+INPUT = "input_block.conv1.conv.weight"  # [f, C, *kernel]
+
+
+@dataclass
+class StartingModel:
+    """Weights under the names of an ordinary network, and the plan that the network was made for.
+
+    `general`: it has no structures of its own, so that the last layer is anew in any case.
+    """
+
+    path: Path
+    plan: Plan
+    weights: dict[str, Tensor]
+    general: bool
+
+    @classmethod
+    def load(cls, path: Path) -> "StartingModel":
+        """Raises RunFailed where there is no usable model, or which of several is not said."""
+        folder = RunFolder(path)
+        if folder.card.exists():
+            return cls(path, Plan.load(folder.plan), load_tensors(folder.best)[0], general=True)
+        predictor = Predictor.load(path, "cpu")
+        weights = {name.removeprefix("backbone."): p for name, p in predictor.network.state_dict().items()}
+        return cls(path, predictor.plan, weights, general=False)
+
+    def shape(self, plan: Plan) -> Plan:
+        """The plan with the network of this model. Raises RunFailed where the model cannot serve such scans."""
+        mine, needed = self.plan.channels, plan.channels
+        if self.plan.dims != plan.dims or (mine != needed and 1 not in (mine, needed)):
+            theirs, ours = (f"a {one.dims}D network for {one.channels} channel(s)" for one in (self.plan, plan))
+            raise RunFailed(
+                "init_unfit",
+                f"The starting model {self.path} is {theirs}; these scans need {ours}.",
+                "Start from a model of the same kind of scans (2D or 3D, same channels), or leave out --init.",
+            )
+        return plan.with_network_of(self.plan)
+
+    def give(self, state: RunState, log: EventLog) -> None:
+        """Copy every weight that has the same name and shape into the run's segmenter; say what was left.
+
+        A general model leaves the last layer, which belongs to the structures, and of that nothing is said.
+        """
+        target = {name.removeprefix("backbone."): p for name, p in state.joint.segmenter.named_parameters()}
+        source = self.weights | {INPUT: _for_channels(self.weights[INPUT], state.joint.plan.channels)}
+        fitting = [name for name, p in target.items() if name in source and source[name].shape == p.shape]
+        with torch.no_grad():
+            for name in fitting:
+                target[name].copy_(source[name])
+        state.average.network.load_state_dict(state.joint.segmenter.state_dict(), strict=False)
+        if len(fitting) < len(target) and not self.general:
+            share = sum(target[name].numel() for name in fitting) / sum(p.numel() for p in target.values())
+            left = len(target) - len(fitting)
+            log.warn("init_partly", f"{share:.0%} of the weights come from {self.path}; {left} tensors start anew.")
+
+
+def _for_channels(weight: Tensor, channels: int) -> Tensor:
+    """The input layer for scans of one channel instead of several alike, or the reverse; the outcome is the same."""
+    if weight.shape[1] == channels:
+        return weight
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight.repeat(1, channels, *[1] * (weight.ndim - 2)) / channels
