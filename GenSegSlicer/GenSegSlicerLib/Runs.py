@@ -19,11 +19,12 @@ SILENCE = 120.0  # seconds without an event after which a run without end counts
 _TAIL = 1 << 16  # bytes of events.jsonl in which its end is looked for
 _REMOVING = ".part-removing-"
 _METHODS = ("genseg+versemi", "versemi", "genseg", "separate", "supervised")
+_META_METHODS = ("imaml", "first-order", "reptile", "pretrain")  # of starting models, learned from several studies
 
 # Everything a run writes (docs/run-folder.md), the module's own list of excluded pairs, and what desktops leave.
 _OWN = {
     *("settings.json", "study.json", "plan.json", "events.jsonl", "metrics.json", "report.html", "traceback.txt"),
-    *("checkpoints", "synthetic", "predictions", "model", "stop", "done", "excluded.json"),
+    *("checkpoints", "synthetic", "predictions", "model", "stop", "done", "excluded.json", "card.json", "README.md"),
     *(".DS_Store", "Thumbs.db", "desktop.ini"),
 }
 
@@ -45,7 +46,8 @@ class Run:
     date: seconds since 1970 of its first start. dice: mean of the test scans, 0..1, None where there is none.
     labels: names of the structures. labelled, unlabelled, tested: numbers of scans. learnsUnlabelled: whether the
     scans without labels were learned from as well. size: bytes.
-    seconds: of training, None before an end. usable: it has a model. resumable: it can be gone on with.
+    seconds: of training, None before an end. usable: it has a model that segments. resumable: it can be gone on with.
+    learnedFrom: of a starting model the names of the studies; it segments nothing by itself.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class Run:
     seconds: float | None = None
     usable: bool = False
     resumable: bool = False
+    learnedFrom: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -136,7 +139,7 @@ def isRunFolder(path: Path) -> bool:
     if path.name.startswith(".") or not path.is_dir():
         return False
     settings = readJson(path / "settings.json")
-    return settings.get("method") in _METHODS and "dataset" in settings and "out" in settings
+    return settings.get("method") in _METHODS + _META_METHODS and "dataset" in settings and "out" in settings
 
 
 def _studies(path: Path) -> list[Path]:
@@ -161,6 +164,8 @@ def readRun(path: Path, running: bool | None = None) -> Run:
     begun = (path / "checkpoints" / "last.safetensors").is_file()
     kind = _kind(path, ended, usable or begun, running)
     labels = (study.get("labels") or {}).get("labels") or []
+    card = readJson(path / "card.json")
+    learnedFrom = [str(one.get("name")) for one in card.get("trained_on") or []]
     return Run(
         path=path,
         kind=kind,
@@ -174,8 +179,9 @@ def readRun(path: Path, running: bool | None = None) -> Run:
         learnsUnlabelled=settings.get("learn_unlabelled") is not False,
         size=_size(path),
         seconds=None if ended is None else ended.get("seconds"),
-        usable=usable,
+        usable=usable and not learnedFrom,
         resumable=begun and kind in (RunKind.STOPPED, RunKind.INTERRUPTED),
+        learnedFrom=learnedFrom,
     )
 
 
@@ -190,6 +196,10 @@ def describe(run: Run) -> str:
     }
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.date))
     parts = [kinds[run.kind], _("Begun on {date}, method {method}.").format(date=when, method=run.method)]
+    if run.learnedFrom:
+        said = _("A starting model, learned from {studies}: choose its folder as Starting model of a training.")
+        parts.append(said.format(studies=", ".join(run.learnedFrom)))
+        return " ".join([*parts, _("Size: {size}.").format(size=sizeText(run.size))])
     counts = _("Labeled scans: {labelled}; to segment: {unlabelled}; test: {tested}.")
     parts.append(counts.format(labelled=run.labelled, unlabelled=run.unlabelled, tested=run.tested))
     if run.unlabelled and not run.learnsUnlabelled:

@@ -152,6 +152,22 @@ def test_each_study_of_several_is_listed_by_both_names_and_none_is_removed_alone
     assert len(RunList(tmp_path).runs()) == 2
 
 
+def test_a_starting_model_is_listed_says_what_it_is_for_and_can_be_removed(tmp_path):
+    folder = makeRun(tmp_path / "start", [STARTED, finished(0)], weights=("best",), done=True)
+    settings = {"dataset": "/d", "out": str(folder), "method": "imaml"}
+    (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "study.json").unlink()
+    for path in [*(folder / "predictions").iterdir(), *(folder / "synthetic").iterdir()]:
+        path.unlink()
+    (folder / "card.json").write_text(json.dumps({"trained_on": [{"name": "liver"}, {"name": "heart"}]}))
+    (folder / "README.md").write_text("# A starting model")
+    run = one(tmp_path)
+    assert run.kind is RunKind.FINISHED and not run.usable and not run.resumable
+    assert "A starting model, learned from liver, heart" in describe(run) and "Labeled scans" not in describe(run)
+    RunList(tmp_path).remove(run)
+    assert not folder.exists()
+
+
 def test_removing_takes_the_run_and_nothing_else(tmp_path):
     makeRun(tmp_path / "keep")
     makeRun(tmp_path / "drop", [STARTED, finished(3)])
