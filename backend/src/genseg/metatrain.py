@@ -174,7 +174,8 @@ def _write_readme(run: MetaRun, card: dict[str, Any]) -> None:
         "give it to `genseg train --init`, or as *Starting model* in 3D Slicer, together with 1 to 5 labelled scans.",
         "",
         f"Learned by {card['method']} in {card['meta_steps']} meta-steps, seed {run.settings.seed}, with GenSeg "
-        f"{card['genseg']}. The folder holds weights (safetensors) and JSON, and no scan.",
+        f"{card['genseg']}. To pass it on, `README.md`, `card.json`, `plan.json` and `checkpoints/best.safetensors` "
+        "suffice: weights and numbers, no scan. The other files name folders of the computer it was made on.",
         "",
         "| study | structures | labelled scans | licence | reference |",
         "|---|---|---|---|---|",
