@@ -50,7 +50,11 @@ class MetaRun:
 def meta_train(settings: MetaSettings, log: EventLog) -> int:
     """→ exit status. Raises InputFaults with the faults of all studies, or RunFailed."""
     settings.versions = versions()
-    studies = prepare_studies(settings, log)
+    return learn_from(prepare_studies(settings, log), settings, log)
+
+
+def learn_from(studies: list[Prepared], settings: MetaSettings, log: EventLog) -> int:
+    """The same with the studies at hand, of one number of channels and one network."""
     plan = plan_of(studies)
     run = MetaRun(RunFolder(settings.out), settings, learner_of(studies, plan, settings), plan, log)
     _create(run, studies)
@@ -153,7 +157,8 @@ def _save(run: MetaRun) -> None:
     weights = {name: p.detach() for name, p in run.learner.start().items()}
     save_tensors(run.folder.best, weights, {"step": str(run.step)})
     scores = {name: round(sum(found) / len(found), 4) for name, found in sorted(run.learner.recent().items())}
-    card = read_json(run.folder.card) | {"meta_steps": run.step, "query_dice": scores}
+    spent = round(time.monotonic() - run.begin)
+    card = read_json(run.folder.card) | {"meta_steps": run.step, "seconds": spent, "query_dice": scores}
     write_json(run.folder.card, card)
     _write_readme(run, card)
 
