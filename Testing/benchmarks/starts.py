@@ -4,8 +4,8 @@
 
 First every starting model is learned that MODELS does not hold yet, all for the same time; then each is adapted, as
 `genseg train --method supervised --init` does it, in trainings of several lengths, each with its own schedule. Plans
-are those of a processor. What has a row is not run again. At the end the table of mean test Dice is printed, and the steps
-after which a start reaches what the longest training from nothing does.
+are those of a processor. What has a row is not run again. At the end the table of mean test Dice is printed, and the
+steps after which a start reaches what the longest training from nothing does.
 """
 
 import argparse
