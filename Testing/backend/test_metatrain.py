@@ -45,11 +45,19 @@ def learner(studies: list[Path], out: Path, **more: object) -> MetaLearner:
     return learner_of(ready, plan_of(ready), settings)
 
 
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a meta-step takes a second."""
+    monkeypatch.setattr("genseg.methods.metalearn.INNER_STEPS", 2)
+    monkeypatch.setattr("genseg.methods.metalearn.TASKS", 1)
+    monkeypatch.setattr("genseg.methods.imaml.CG_STEPS", 2)
+
+
 @pytest.fixture(scope="module")
 def model(studies: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made by the command line."""
     out = tmp_path_factory.mktemp("model") / "model"
-    done = genseg("meta-train", *studies, "--iterations", 2, "--out", out)
+    done = genseg("meta-train", *studies, "--iterations", 1, "--out", out)
     assert done.returncode == 0, done.stderr[-2000:]
     return out
 
@@ -82,7 +90,7 @@ def test_a_task_shows_its_structures_and_nothing_else(data):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_meta_step_changes_every_shared_weight_and_depends_on_seed_and_step_alone(studies, tmp_path, method):
+def test_a_meta_step_changes_every_shared_weight_and_depends_on_seed_and_step_alone(studies, tmp_path, method, few):
     first, second = (learner(studies, tmp_path, method=method) for _ in range(2))
     before = {name: p.detach().clone() for name, p in first.network.named_parameters()}
     seen, again = first.step(0), second.step(0)
@@ -93,7 +101,7 @@ def test_a_meta_step_changes_every_shared_weight_and_depends_on_seed_and_step_al
     assert all(torch.equal(p, after[name]) for name, p in second.network.named_parameters())
 
 
-def test_imaml_and_first_order_differ_only_by_the_solved_system(studies, tmp_path, monkeypatch):
+def test_imaml_and_first_order_differ_only_by_the_solved_system(studies, tmp_path, monkeypatch, few):
     """With H = 0 the solution is the slope itself."""
     implicit, first = (learner(studies, tmp_path, method=method) for method in ("imaml", "first-order"))
     monkeypatch.setattr(
@@ -111,7 +119,7 @@ def test_a_starting_model_says_what_it_was_trained_on_and_holds_no_last_layer(mo
     names = set(tensors(run.best))
     assert names and not any(name.startswith(OUTPUT) for name in names)
     card = json.loads(run.card.read_text(encoding="utf-8"))
-    assert [one["name"] for one in card["trained_on"]] == ["isic2017", "busi"] and card["meta_steps"] == 2
+    assert [one["name"] for one in card["trained_on"]] == ["isic2017", "busi"] and card["meta_steps"] == 1
     assert all(one["labelled_scans"] == 4 for one in card["trained_on"]) and card["query_dice"]
     assert "It segments nothing by itself" in (model / "README.md").read_text(encoding="utf-8")
     kinds = {path.suffix for path in model.rglob("*") if path.is_file()}
@@ -165,6 +173,16 @@ def test_a_training_that_starts_from_it_finishes_and_predicts(model, studies, tm
     run = RunFolder(tmp_path / "run")
     assert Plan.load(run.plan).filters == Plan.load(RunFolder(model).plan).filters
     assert Predictor.load(run.path, "cpu").plan.channels == 1
+
+
+def test_learning_goes_on_from_an_earlier_starting_model(model, studies, tmp_path):
+    start = StartingModel.load(model)
+    settings = settings_of(studies, tmp_path / "again", method="pretrain", init=model)
+    ready = prepare_studies(settings, EventLog(), start)
+    again = learner_of(ready, plan_of(ready), settings)
+    anew = start.copy_to(again.network, 3)
+    assert len(anew) == 2  # weight and bias of the last layer
+    assert all(torch.equal(p, start.weights[name]) for name, p in again.start().items())
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

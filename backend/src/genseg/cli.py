@@ -214,6 +214,7 @@ def meta_train(
         typer.Option(help="Time of training: quick, standard, thorough, or like 5m.", show_default="standard"),
     ] = None,
     iterations: Annotated[Optional[int], typer.Option(min=1, help="Meta-steps, instead of a budget.")] = None,
+    init: Annotated[Optional[Path], typer.Option(help="Go on from this starting model, run or bundle.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     events: Events = False,
@@ -225,7 +226,14 @@ def meta_train(
     limits = {"budget": None, "iterations": iterations} if iterations else {"budget": _budget(budget or "standard")}
     first, *more = (path.absolute() for path in datasets)
     settings = MetaSettings(
-        dataset=first, more=more, out=out.absolute(), method=method, seed=seed, device=device, **limits
+        dataset=first,
+        more=more,
+        out=out.absolute(),
+        method=method,
+        seed=seed,
+        device=device,
+        init=init.absolute() if init else None,
+        **limits,
     )
 
     def body(session: Session) -> int:

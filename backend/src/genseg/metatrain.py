@@ -20,6 +20,7 @@ from genseg.prepare import Prepared, prepare, versions
 from genseg.randomness import stream
 from genseg.runfolder import RunFolder, read_json, replacing, write_json
 from genseg.settings import MetaSettings
+from genseg.startingmodel import StartingModel
 from genseg.state import save_tensors
 
 RATE = 1e-3
@@ -50,13 +51,18 @@ class MetaRun:
 def meta_train(settings: MetaSettings, log: EventLog) -> int:
     """→ exit status. Raises InputFaults with the faults of all studies, or RunFailed."""
     settings.versions = versions()
-    return learn_from(prepare_studies(settings, log), settings, log)
+    start = None if settings.init is None else StartingModel.load(settings.init)
+    return learn_from(prepare_studies(settings, log, start), settings, log, start)
 
 
-def learn_from(studies: list[Prepared], settings: MetaSettings, log: EventLog) -> int:
+def learn_from(
+    studies: list[Prepared], settings: MetaSettings, log: EventLog, start: StartingModel | None = None
+) -> int:
     """The same with the studies at hand, of one number of channels and one network."""
     plan = plan_of(studies)
     run = MetaRun(RunFolder(settings.out), settings, learner_of(studies, plan, settings), plan, log)
+    if start is not None:
+        start.copy_to(run.learner.network, plan.channels)
     _create(run, studies)
     log.open(run.folder.events)
     log.emit(
@@ -73,9 +79,9 @@ def learn_from(studies: list[Prepared], settings: MetaSettings, log: EventLog) -
     return status
 
 
-def prepare_studies(settings: MetaSettings, log: EventLog) -> list[Prepared]:
+def prepare_studies(settings: MetaSettings, log: EventLog, start: StartingModel | None = None) -> list[Prepared]:
     """The studies with one network for all: grey scans get as many channels as coloured ones have."""
-    studies = prepare(settings.as_training(), log, same_channels=False)
+    studies = prepare(settings.as_training(), log, False, None if start is None else start.shape)
     channels = max(one.plan.channels for one in studies)
     odd = [one.study.name for one in studies if one.plan.channels not in (1, channels)]
     if odd:

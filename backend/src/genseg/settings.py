@@ -100,6 +100,7 @@ class MetaSettings(BaseModel):
     budget: float | None = Field(default=BUDGETS["standard"], gt=0, description="seconds of training")
     iterations: int | None = Field(default=None, ge=1, description="meta-steps, instead of a budget")
     device: str = "auto"
+    init: Path | None = Field(default=None, description="starting model, run or bundle to go on from")
     versions: dict[str, str] = Field(default_factory=dict)
 
     def as_training(self) -> Settings:

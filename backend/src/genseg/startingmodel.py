@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genseg.errors import RunFailed
 from genseg.events import EventLog
@@ -55,17 +55,25 @@ class StartingModel:
 
         A general model leaves the last layer, which belongs to the structures, and of that nothing is said.
         """
-        target = {name.removeprefix("backbone."): p for name, p in state.joint.segmenter.named_parameters()}
-        source = self.weights | {INPUT: _for_channels(self.weights[INPUT], state.joint.plan.channels)}
-        fitting = [name for name, p in target.items() if name in source and source[name].shape == p.shape]
-        with torch.no_grad():
-            for name in fitting:
-                target[name].copy_(source[name])
+        anew = self.copy_to(state.joint.segmenter, state.joint.plan.channels)
         state.average.network.load_state_dict(state.joint.segmenter.state_dict(), strict=False)
-        if len(fitting) < len(target) and not self.general:
-            share = sum(target[name].numel() for name in fitting) / sum(p.numel() for p in target.values())
-            left = len(target) - len(fitting)
-            log.warn("init_partly", f"{share:.0%} of the weights come from {self.path}; {left} tensors start anew.")
+        if anew and not self.general:
+            share = 1 - sum(p.numel() for p in anew) / sum(p.numel() for p in state.joint.segmenter.parameters())
+            message = f"{share:.0%} of the weights come from {self.path}; {len(anew)} tensors start anew."
+            log.warn("init_partly", message)
+
+    @torch.no_grad()
+    def copy_to(self, network: nn.Module, channels: int) -> list[Tensor]:
+        """→ the network's weights for which this model has none."""
+        source = self.weights | {INPUT: _for_channels(self.weights[INPUT], channels)}
+        anew: list[Tensor] = []
+        for name, p in network.named_parameters():
+            given = source.get(name.removeprefix("backbone."))
+            if given is not None and given.shape == p.shape:
+                p.copy_(given)
+            else:
+                anew.append(p)
+        return anew
 
 
 def _for_channels(weight: Tensor, channels: int) -> Tensor:

@@ -88,7 +88,7 @@ def conjugate_gradient(
 
 
 def hessian_product(loss: Loss, at: Parameters) -> Callable[[Parameters], Parameters]:
-    """v → ∇² loss(at) v, exact: the gradient of the slope along v, which costs about two training steps."""
+    """v → ∇² loss(at) v, exact: the gradient of the slope along v, which costs about three gradients."""
     leaves = {name: p.detach().requires_grad_() for name, p in at.items()}
 
     def product(direction: Parameters) -> Parameters:
