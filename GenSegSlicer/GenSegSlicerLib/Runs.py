@@ -24,7 +24,7 @@ _META_METHODS = ("imaml", "first-order", "reptile", "pretrain")  # of starting m
 # Everything a run writes (docs/run-folder.md), the module's own list of excluded pairs, and what desktops leave.
 _OWN = {
     *("settings.json", "study.json", "plan.json", "events.jsonl", "metrics.json", "report.html", "traceback.txt"),
-    *("checkpoints", "synthetic", "predictions", "model", "stop", "done", "excluded.json", "card.json", "README.md"),
+    *("checkpoints", "synthetic", "predictions", "model", "stop", "done", "excluded.json", "origin.json"),
     *(".DS_Store", "Thumbs.db", "desktop.ini"),
 }
 
@@ -196,7 +196,7 @@ def describe(run: Run) -> str:
     }
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.date))
     parts = [kinds[run.kind], _("Begun on {date}, method {method}.").format(date=when, method=run.method)]
-    if run.learnedFrom:
+    if run.learnedFrom and run.kind is not RunKind.BROKEN:
         said = _("A starting model, learned from {studies}: choose its folder as Starting model of a training.")
         parts.append(said.format(studies=", ".join(run.learnedFrom)))
         return " ".join([*parts, _("Size: {size}.").format(size=sizeText(run.size))])
@@ -292,8 +292,9 @@ def _size(path: Path) -> int:
 
 def _foreignFiles(path: Path) -> Iterator[str]:
     """Names in a run folder that no run writes: a user may have saved something of his own there."""
+    own = _OWN | ({"card.json", "README.md"} if readJson(path / "card.json").get("trained_on") else set())
     for entry in path.iterdir():
-        if entry.name not in _OWN and not entry.name.startswith(".part-"):
+        if entry.name not in own and not entry.name.startswith(".part-"):
             yield entry.name
     study = readJson(path / "study.json")
     cases = {str(case.get("id")) for split in ("unlabeled", "test") for case in study.get(split) or []}

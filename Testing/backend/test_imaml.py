@@ -85,6 +85,22 @@ def test_a_direction_without_upward_curvature_ends_the_search_with_what_there_is
     assert bool(torch.isfinite(found.x).all()) and len(found.residuals) <= 2
 
 
+def test_a_direction_that_bends_down_too_much_is_not_followed_and_the_gradient_itself_is_taken():
+    """A = I + H/λ = diag(0.1, 1): along the first weight 1/A would make ten of one."""
+    slope = {"w": torch.tensor([1.0, 0.1])}
+    found, _ = implicit_gradient(slope, lambda v: {"w": v["w"] * torch.tensor([-0.9, 0.0])}, strength=1.0)
+    assert torch.equal(found["w"], slope["w"])
+
+
+def test_of_the_points_on_the_way_the_one_with_the_smallest_residual_is_returned():
+    a, rng = spd(40, 1e4, 10), torch.Generator().manual_seed(11)
+    b = torch.randn(40, generator=rng, dtype=torch.float64)
+    for steps in (1, 3, 5, 8):
+        found = conjugate_gradient(lambda v: a @ v, b, steps=steps)
+        left = float((b - a @ found.x).norm() / b.norm())
+        assert left == pytest.approx(min(found.residuals), rel=1e-6)
+
+
 class Small(nn.Module):
     """2 channels to 3 classes with a norm like the real one's; smooth, so that there is a minimum to reach."""
 

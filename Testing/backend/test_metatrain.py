@@ -1,6 +1,7 @@
 """Starting models on real scans: what tasks are drawn, what a meta-step changes, what the model is good for."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from genseg.inference import Predictor
 from genseg.metatrain import learner_of, plan_of, prepare_studies
 from genseg.methods.episodes import Tasks
 from genseg.methods.metalearn import OUTPUT, MetaLearner, fresh_output
+from genseg.methods.synthesis import label_of
 from genseg.networks import build_segmenter
 from genseg.plan import Plan
 from genseg.prepare import load, prepare
@@ -50,7 +52,6 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a meta-step takes a second."""
     monkeypatch.setattr("genseg.methods.metalearn.INNER_STEPS", 2)
     monkeypatch.setattr("genseg.methods.metalearn.TASKS", 1)
-    monkeypatch.setattr("genseg.methods.imaml.CG_STEPS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +82,17 @@ def test_a_task_shows_its_structures_and_nothing_else(data):
     acdc = read_study(data / "acdc")
     acdc = acdc.model_copy(update={"training": acdc.training[:2], "unlabeled": []})
     ready = load([acdc], None, Settings(dataset=data, out=data, method="supervised"), find_device("cpu"), [EventLog()])
-    tasks, shown = Tasks(ready), {}
-    task = type(tasks.draw(stream(0, "test", 0)).task)
-    for structures in ((1,), (2,), (3,), (1, 2, 3)):
-        shown[structures] = tasks.load(task(0, structures), [0, 1], stream(0, "same", 0))[1]
-    assert set(shown[1, 2, 3].unique().tolist()) == {0, 1}
-    assert torch.equal(shown[1, 2, 3], shown[1,] + shown[2,] + shown[3,])
+    tasks = Tasks(ready)
+    task, shows = type(tasks.draw(stream(0, "test", 0)).task), []
+    for structures in ((1,), (3,), (1, 3)):
+        for step in range(4):
+            label = tasks.load(task(0, structures), [0, 1], stream(0, "same", step))[1]
+            sampler = tasks.samplers[0]
+            draw = sampler.draw(len(label), stream(0, "same", step), [0, 1], structures)
+            whole = label_of(sampler.load(draw)[1], 4)
+            assert torch.equal(label, sum((whole == k).long() for k in structures))
+            shows += label.flatten(1).any(1).tolist()
+    assert sum(shows) / len(shows) >= 0.5, "half of the patches at least are centred on what is asked for"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -173,6 +179,9 @@ def test_a_training_that_starts_from_it_finishes_and_predicts(model, studies, tm
     run = RunFolder(tmp_path / "run")
     assert Plan.load(run.plan).filters == Plan.load(RunFolder(model).plan).filters
     assert Predictor.load(run.path, "cpu").plan.channels == 1
+    assert [one["name"] for one in json.loads(run.origin.read_text(encoding="utf-8"))] == ["isic2017", "busi"]
+    licence = (run.model / "docs" / "license.txt").read_text(encoding="utf-8")
+    assert "- isic2017:" in licence and "isic2017" in (run.model / "docs" / "README.md").read_text(encoding="utf-8")
 
 
 def test_learning_goes_on_from_an_earlier_starting_model(model, studies, tmp_path):
@@ -183,6 +192,35 @@ def test_learning_goes_on_from_an_earlier_starting_model(model, studies, tmp_pat
     anew = start.copy_to(again.network, 3)
     assert len(anew) == 2  # weight and bias of the last layer
     assert all(torch.equal(p, start.weights[name]) for name, p in again.start().items())
+
+
+def test_what_only_runs_have_is_refused_for_a_starting_model(model, tmp_path):
+    for arguments in (("export", model, "--out", tmp_path / "x"), ("report", model), ("train", "--resume", model)):
+        done = genseg(*arguments)
+        assert done.returncode == 2 and "This is a starting model and no run" in done.stderr, done.stderr
+    assert not (model / "report.html").exists()
+
+
+@pytest.mark.parametrize("gone", ["best.safetensors", "plan.json"])
+def test_a_starting_model_that_lacks_a_file_says_which(model, tmp_path, gone):
+    shutil.copytree(model, tmp_path / "copy")
+    next((tmp_path / "copy").rglob(gone)).unlink()
+    with pytest.raises(RunFailed, match=f"lacks {gone}"):
+        StartingModel.load(tmp_path / "copy")
+
+
+def test_pretraining_has_no_scans_that_ask_and_tells_no_score(studies, tmp_path, few):
+    state = learner(studies, tmp_path, method="pretrain")
+    assert "dice/query" not in state.step(0) and not state.recent()
+
+
+def test_a_step_that_is_not_finite_changes_nothing(studies, tmp_path, few, monkeypatch):
+    state = learner(studies, tmp_path, method="first-order")
+    before = {name: p.detach().clone() for name, p in state.network.named_parameters()}
+    scores = MetaLearner._scores
+    monkeypatch.setattr(MetaLearner, "_scores", lambda *given: scores(*given) | {"dice/query": float("nan")})
+    assert state.step(0) is None
+    assert all(torch.equal(p, before[name]) for name, p in state.network.named_parameters())
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from genseg import __version__
 from genseg.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, Fault, InputFaults
-from genseg.runfolder import need_free
+from genseg.runfolder import RunFolder, need_free
 from genseg.session import Session, serve, use_utf8
 from genseg.settings import PARTS, MetaMethod, MetaSettings, Method, Settings, parse_budget
 
@@ -82,6 +82,9 @@ def _need_run(run: Path) -> None:
         raise InputFaults([Fault("not_a_run", str(run), "There is no such run folder.", remedy)])
     if not (run / "settings.json").is_file():
         raise InputFaults([Fault("not_a_run", str(run), "The folder holds no settings.json, so it is no run.", remedy)])
+    if RunFolder(run).card.exists():
+        remedy = f'Its README.md says what it is. Use it with: genseg train STUDY --init "{run}" --out RUN'
+        raise InputFaults([Fault("starting_model", str(run), "This is a starting model and no run.", remedy)])
 
 
 def _need_model_folder(folder: Path) -> None:
@@ -161,7 +164,7 @@ def train(
     ] = None,
     iterations: Annotated[Optional[int], typer.Option(min=1, help="Segmenter steps, instead of a budget.")] = None,
     device: Device = "auto",
-    init: Annotated[Optional[Path], typer.Option(help="Run folder or bundle to start from.")] = None,
+    init: Annotated[Optional[Path], typer.Option(help="Run folder, bundle or starting model to start from.")] = None,
     synthetic_weight: Annotated[
         Optional[float], typer.Option(min=0, help="Fix the weight of the synthetic loss instead of learning it.")
     ] = None,
@@ -242,7 +245,13 @@ def meta_train(
 
         return learn(settings, session.log)
 
-    serve(body, programs=events, run=settings.out, watch=watch_stdin)
+    serve(
+        body,
+        programs=events,
+        run=settings.out,
+        watch=watch_stdin,
+        again=f'genseg meta-train STUDY... --init "{settings.out}"',
+    )
 
 
 @app.command()
@@ -332,7 +341,6 @@ def report(run: Run) -> None:
     def body(session: Session) -> None:
         _need_run(run)
         from genseg.report import build_reports
-        from genseg.runfolder import RunFolder
 
         session.print(str(build_reports(RunFolder(run))))
 
@@ -347,7 +355,6 @@ def export(run: Run, out: Out) -> None:
         _need_run(run)
         need_free(out)
         from genseg.export import export_bundle
-        from genseg.runfolder import RunFolder
 
         export_bundle(RunFolder(run), out)
         session.print(str(out))

@@ -19,8 +19,9 @@ from genseg.inference import OVERLAP
 from genseg.networks import build_segmenter
 from genseg.plan import Plan
 from genseg.prepare import MOST_UNLABELLED, STYLE_SCANS
-from genseg.runfolder import RunFolder, replacing, write_json
+from genseg.runfolder import RunFolder, read_json, replacing, write_json
 from genseg.settings import Settings
+from genseg.startingmodel import described
 from genseg.study import Study
 from genseg.versions import version_of
 
@@ -42,6 +43,8 @@ def export_bundle(run: RunFolder, out: Path) -> None:
             "Train on, or look for errors in events.jsonl.",
         )
     plan, study, settings = Plan.load(run.plan), Study.load(run.study), Settings.load(run.settings)
+    origin = read_json(run.origin) if run.origin.exists() else []
+    seen = _trained_on(study, settings, origin)
     network = _network_with_weights(plan, run.best)
     _write(out / "models" / "model.safetensors", lambda path: save_model(network, str(path)))
     weights = network.state_dict()
@@ -53,9 +56,11 @@ def export_bundle(run: RunFolder, out: Path) -> None:
     write_json(out / "configs" / "inference.json", inference_config(plan, study.labels, OVERLAP))
     write_json(out / "configs" / "label_table.json", study.labels.model_dump(mode="json"))
     write_json(out / "configs" / "plan.json", plan.model_dump(mode="json"))
-    _write_text(out / "docs" / "README.md", _readme(plan, study, settings))
-    _write_text(out / "docs" / "license.txt", _license(study))
-    write_json(out / "configs" / "metadata.json", metadata(plan, study, settings))  # last: now the bundle is complete
+    _write_text(out / "docs" / "README.md", _readme(plan, study, settings, seen))
+    _write_text(out / "docs" / "license.txt", _license(study, origin))
+    write_json(
+        out / "configs" / "metadata.json", metadata(plan, study, settings, seen)
+    )  # last: now the bundle is complete
 
 
 def _network_with_weights(plan: Plan, weights: Path) -> nn.Module:
@@ -91,7 +96,7 @@ def _write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def metadata(plan: Plan, study: Study, settings: Settings) -> dict[str, Any]:
+def metadata(plan: Plan, study: Study, settings: Settings, trained_on: str) -> dict[str, Any]:
     """configs/metadata.json after MONAI's bundle specification."""
     names = ", ".join(label.name for label in study.labels.structures)
     network = "DynUNet with prompts" if plan.prompts else "DynUNet"
@@ -106,7 +111,7 @@ def metadata(plan: Plan, study: Study, settings: Settings) -> dict[str, Any]:
         "name": f"Segmentation of {names}",
         "task": f"Segmentation of {names} in {_kind(plan)}",
         "description": f"A {plan.dims}D {network} trained by genseg {__version__} with the method '{settings.method}' "
-        f"(seed {settings.seed}) on {_trained_on(study, settings)}.",
+        f"(seed {settings.seed}) on {trained_on}.",
         "authors": "The person who trained this model with GenSeg",
         "copyright": "The person who trained this model; see docs/license.txt",
         "data_source": study.name,
@@ -120,13 +125,14 @@ def metadata(plan: Plan, study: Study, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _trained_on(study: Study, settings: Settings) -> str:
+def _trained_on(study: Study, settings: Settings, origin: list[dict[str, Any]]) -> str:
     """Which scans the model has seen, in words."""
     learns = settings.learn_unlabelled and settings.method != "supervised"
     most = min(len(study.unlabeled), MOST_UNLABELLED if settings.mixes else STYLE_SCANS)
     without = f"up to {most}" if learns and most else "no"  # those that look unlike the labelled ones do not count
+    start = f", beginning from a model trained on {', '.join(one['name'] for one in origin)}" if origin else ""
     together = f", together with other studies ({len(settings.more)})" if settings.more else ""
-    return f"{len(study.training)} labelled and {without} unlabelled scans of the study '{study.name}'{together}"
+    return f"{len(study.training)} labelled and {without} unlabelled scans of the study '{study.name}'{together}{start}"
 
 
 def _required_packages(plan: Plan) -> dict[str, str]:
@@ -170,7 +176,7 @@ def _network_data_format(plan: Plan, study: Study) -> dict[str, Any]:
     }
 
 
-def _readme(plan: Plan, study: Study, settings: Settings) -> str:
+def _readme(plan: Plan, study: Study, settings: Settings, trained_on: str) -> str:
     labels = "\n".join(f"| {label.value} | {label.name} |" for label in study.labels.labels)
     files = ", ".join(pattern.lstrip("*") for pattern in (PHOTO_FILES if plan.photos else VOLUME_FILES))
     written = ".png" if plan.photos else ".nii.gz"
@@ -180,7 +186,7 @@ def _readme(plan: Plan, study: Study, settings: Settings) -> str:
 
 {INTENDED_USE}
 
-Trained on {_trained_on(study, settings)} with
+Trained on {trained_on} with
 genseg {__version__}, method {settings.method}, seed {settings.seed}. {study.reference}
 
 ## Run it
@@ -216,10 +222,15 @@ models/model.safetensors and models/model.pt hold the same weights; inference.js
 """
 
 
-def _license(study: Study) -> str:
+def _license(study: Study, origin: list[dict[str, Any]]) -> str:
+    terms = "\n".join(f"- {one['name']}: {one['licence']}" for one in [*origin, described(study)])
     return f"""The configuration files and the documentation of this bundle were written by genseg {__version__} and are
 licensed under the Apache License, Version 2.0 (https://www.apache.org/licenses/LICENSE-2.0).
 
-The weights were learned from the scans of the study "{study.name}". Who may use and share them depends on the terms of
-these scans; the person who trained the model decides and should write it here.
+The weights were learned from scans of these studies, under the terms that the studies give:
+
+{terms}
+
+Who may use and share the weights depends on these terms; the person who trained the model decides and should write it
+here.
 """

@@ -1,6 +1,5 @@
 """Learn a starting model from several studies: prepare, meta-steps, a model with its card."""
 
-import math
 import os
 import shutil
 import time
@@ -10,21 +9,24 @@ from typing import Any
 import torch
 
 from genseg import __version__
+from genseg.device import is_out_of_memory
 from genseg.errors import EXIT_OK, EXIT_STOPPED, Fault, InputFaults, RunFailed
 from genseg.events import EventLog, Finished, Metric, Planned, Progress, Started
-from genseg.methods.episodes import Tasks, with_channels
-from genseg.methods.metalearn import MetaLearner
+from genseg.methods.episodes import SHOTS, Tasks, with_channels
+from genseg.methods.metalearn import INNER_STEPS, MetaLearner
 from genseg.networks import build_segmenter
 from genseg.plan import Plan
 from genseg.prepare import Prepared, prepare, versions
 from genseg.randomness import stream
 from genseg.runfolder import RunFolder, read_json, replacing, write_json
 from genseg.settings import MetaSettings
-from genseg.startingmodel import StartingModel
+from genseg.startingmodel import StartingModel, described
 from genseg.state import save_tensors
 
 RATE = 1e-3
 SAVE_SECONDS = 20.0
+METRIC_SECONDS = 2.0
+ATTEMPTS = 10  # steps that are not finite, one after another
 
 
 @dataclass
@@ -38,6 +40,7 @@ class MetaRun:
     log: EventLog
     step: int = 0
     begin: float = field(default_factory=time.monotonic)
+    told: float = 0.0  # when the curves last got a point
 
     @property
     def progress(self) -> float:
@@ -63,7 +66,7 @@ def learn_from(
     run = MetaRun(RunFolder(settings.out), settings, learner_of(studies, plan, settings), plan, log)
     if start is not None:
         start.copy_to(run.learner.network, plan.channels)
-    _create(run, studies)
+    _create(run, studies, start)
     log.open(run.folder.events)
     log.emit(
         Started(version=__version__, run=str(run.folder.path), method=settings.method, device=studies[0].device.name)
@@ -91,8 +94,8 @@ def prepare_studies(settings: MetaSettings, log: EventLog, start: StartingModel 
 
 
 def plan_of(studies: list[Prepared]) -> Plan:
-    """The network that all share, for one structure at a time."""
-    return studies[0].plan.model_copy(update={"classes": 2, "deep_supervision": False, "prompts": None})
+    """The network that all share, for one structure at a time; the rest is that of the first study."""
+    return studies[0].plan.model_copy(update={"classes": 2, "prompts": None})
 
 
 def learner_of(studies: list[Prepared], plan: Plan, settings: MetaSettings) -> MetaLearner:
@@ -105,23 +108,17 @@ def learner_of(studies: list[Prepared], plan: Plan, settings: MetaSettings) -> M
     return MetaLearner(network, optimiser, Tasks(studies), device, settings.method, settings.seed)
 
 
-def _create(run: MetaRun, studies: list[Prepared]) -> None:
+def _create(run: MetaRun, studies: list[Prepared], start: StartingModel | None) -> None:
     """The folder with everything that does not change, under a temporary name and then renamed."""
     building = RunFolder(run.folder.path.with_name(f".part-{os.getpid()}-{run.folder.path.name}"))
     try:
         run.settings.save(building.settings)
         run.plan.save(building.plan)
-        trained_on = [
-            {
-                "name": one.study.name,
-                "reference": one.study.reference,
-                "licence": one.study.licence or "not given",
-                "labelled_scans": len(one.study.training),
-                "structures": [label.name for label in one.study.labels.structures],
-            }
-            for one in studies
-        ]
+        trained_on = [described(one.study) for one in studies]
+        earlier = [] if start is None else start.trained_on
+        trained_on = earlier + [one for one in trained_on if one not in earlier]
         write_json(building.card, {"method": run.settings.method, "genseg": __version__, "trained_on": trained_on})
+        save_tensors(building.best, _weights(run), {"step": "0"})  # from now on whoever takes it finds a model
         if run.folder.path.is_dir():
             run.folder.path.rmdir()  # empty, or this refuses
         os.replace(building.path, run.folder.path)
@@ -131,16 +128,20 @@ def _create(run: MetaRun, studies: list[Prepared]) -> None:
 
 def _fit(run: MetaRun) -> int:
     """Meta-steps until the budget is used up or a stop is asked for."""
-    saved = time.monotonic()
+    saved, left_out = time.monotonic(), 0
     while run.progress < 1:
         for group in run.learner.optimiser.param_groups:
             group["lr"] = RATE * (1 - run.progress) ** 0.9
-        seen = run.learner.step(run.step)
+        seen = _step(run)
         run.step += 1
-        if not all(math.isfinite(value) for value in seen.values()):
+        left_out = 0 if seen is not None else left_out + 1
+        if seen is not None:
+            _tell(run, seen)
+        elif left_out == 1:
+            run.log.warn("not_finite", f"A loss or a gradient was not finite at step {run.step}; it was left out.")
+        elif left_out > ATTEMPTS:
             remedy = "Look for scans with extreme intensities; then train again, perhaps with another --seed."
-            raise RunFailed("diverged", f"The meta-training diverged at step {run.step}.", remedy)
-        _tell(run, seen)
+            raise RunFailed("diverged", f"The last {left_out} steps were not finite; step {run.step}.", remedy)
         if time.monotonic() - saved > SAVE_SECONDS:
             _save(run)
             saved = time.monotonic()
@@ -149,24 +150,42 @@ def _fit(run: MetaRun) -> int:
     return EXIT_OK
 
 
+def _step(run: MetaRun) -> dict[str, float] | None:
+    try:
+        return run.learner.step(run.step)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "Close other programs, or choose another --device; --method first-order needs a third of the memory."
+        raise RunFailed("out_of_memory", "The memory does not suffice for a meta-step.", remedy) from error
+
+
 def _tell(run: MetaRun, seen: dict[str, float]) -> None:
+    """Events of a step: not more than the curves need."""
+    now, total = time.monotonic(), run.settings.iterations
+    if now - run.told < METRIC_SECONDS and run.step != total:
+        return
+    run.told = now
     for name, value in seen.items():
         run.log.emit(Metric(name=name, value=value, step=run.step))
-    total = run.settings.iterations or max(run.step, round(run.step / max(run.progress, 1e-3)))
-    spent = time.monotonic() - run.begin
-    left = spent / run.progress * (1 - run.progress) if run.progress > 0.02 else None
+    total = total or max(run.step, round(run.step / max(run.progress, 1e-3)))
+    left = (now - run.begin) / run.progress * (1 - run.progress) if run.progress > 0.02 else None
     run.log.emit(Progress(phase="train", step=run.step, total=total, seconds_left=left))
 
 
 def _save(run: MetaRun) -> None:
-    """The starting point: all weights but those of the last layer, which every task has of its own."""
-    weights = {name: p.detach() for name, p in run.learner.start().items()}
-    save_tensors(run.folder.best, weights, {"step": str(run.step)})
-    scores = {name: round(sum(found) / len(found), 4) for name, found in sorted(run.learner.recent().items())}
+    """The starting point as it is, with its card."""
+    save_tensors(run.folder.best, _weights(run), {"step": str(run.step)})
+    scores = {name: round(dice, 4) for name, dice in run.learner.recent().items()}
     spent = round(time.monotonic() - run.begin)
     card = read_json(run.folder.card) | {"meta_steps": run.step, "seconds": spent, "query_dice": scores}
     write_json(run.folder.card, card)
     _write_readme(run, card)
+
+
+def _weights(run: MetaRun) -> dict[str, torch.Tensor]:
+    """All but those of the last layer, which every task has of its own."""
+    return {name: p.detach() for name, p in run.learner.start().items()}
 
 
 def _write_readme(run: MetaRun, card: dict[str, Any]) -> None:
@@ -178,10 +197,14 @@ def _write_readme(run: MetaRun, card: dict[str, Any]) -> None:
         for one in card["trained_on"]
     ]
     scores = [f"| {name} | {dice:.2f} |" for name, dice in card["query_dice"].items()]
+    steps = (
+        f"Mean Dice on other patients' scans of the same studies after {INNER_STEPS} steps on 1 to {SHOTS} scans, of"
+    )
+    other = " or one" if plan.channels > 1 else " or several"
     lines = [
         "# A starting model of GenSeg",
         "",
-        f"For {plan.dims}D networks and scans of {plan.channels} channel(s) or one. It segments nothing by itself: "
+        f"For {plan.dims}D networks and scans of {plan.channels} channel(s){other}. It segments nothing by itself: "
         "give it to `genseg train --init`, or as *Starting model* in 3D Slicer, together with 1 to 5 labelled scans.",
         "",
         f"Learned by {card['method']} in {card['meta_steps']} meta-steps, seed {run.settings.seed}, with GenSeg "
@@ -194,13 +217,12 @@ def _write_readme(run: MetaRun, card: dict[str, Any]) -> None:
         "",
         "Whoever passes the model on must keep to the licences of these scans.",
         "",
-        "Mean Dice on other scans of the same studies after a few steps on 1 to 5 scans, over the last tasks of the",
-        "training. These scans were trained on in other tasks, so this is no test:",
-        "",
-        "| study: structures | Dice |",
-        "|---|---|",
-        *scores,
-        "",
+        *(
+            [f"{steps} the last", "tasks. These scans were trained on in other tasks, so this is no test:", ""]
+            if scores
+            else []
+        ),
+        *(["| study: structure | Dice |", "|---|---|", *scores, ""] if scores else []),
     ]
     with replacing(run.folder.path / "README.md") as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")

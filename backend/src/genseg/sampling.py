@@ -1,6 +1,6 @@
 """Batches from scans in memory: one interpolation from the whole scan straight into the patch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,11 +47,16 @@ class Sampler:
         self.cases, self.plan = cases, plan
         self.foreground = [_foreground(case, plan.classes) for case in cases]
 
-    def draw(self, n: int, rng: torch.Generator, among: list[int] | None = None) -> BatchDraw:
-        """n patches from the scans `among` (all by default), half of them centred on a structure drawn first."""
+    def draw(
+        self, n: int, rng: torch.Generator, among: list[int] | None = None, wanted: Collection[int] | None = None
+    ) -> BatchDraw:
+        """n patches from the scans `among` (all by default), half of them centred on a structure drawn first.
+
+        `wanted`: indices of the structures that are drawn from, all by default.
+        """
         among = list(range(len(self.cases))) if among is None else among
         chosen = [among[int(k)] for k in torch.randint(len(among), (n,), generator=rng)]
-        slices, centres = zip(*(self._place(c, rng) for c in chosen), strict=True)
+        slices, centres = zip(*(self._place(c, rng, wanted) for c in chosen), strict=True)
         return BatchDraw(
             cases=chosen,
             slices=list(slices),
@@ -59,11 +64,11 @@ class Sampler:
             intensity=draw_intensity(n, self.plan.channels, self.plan.patch, rng),
         )
 
-    def _place(self, index: int, rng: torch.Generator) -> tuple[int, Tensor]:
+    def _place(self, index: int, rng: torch.Generator, wanted: Collection[int] | None) -> tuple[int, Tensor]:
         """Slice (0 in 3D) and centre of one patch; the patch stays in the scan but for a little jitter."""
         shape = self.cases[index].image.shape[1:]
         position = [int(torch.randint(side, (1,), generator=rng)) for side in shape]
-        structures = self.foreground[index]
+        structures = [voxels for k, voxels in self.foreground[index].items() if wanted is None or k in wanted]
         if structures and float(torch.rand(1, generator=rng)) < FOREGROUND_SHARE:
             voxels = structures[int(torch.randint(len(structures), (1,), generator=rng))]
             position = voxels[int(torch.randint(len(voxels), (1,), generator=rng))].tolist()
@@ -146,9 +151,9 @@ def crop_to_grid(shape: Sequence[int], grid: Tensor) -> tuple[tuple[slice, ...],
     return window, ((position - low + 0.5) * 2 / (high - low) - 1).flip(-1)
 
 
-def _foreground(case: WorkingCase, classes: int) -> list[Tensor]:
+def _foreground(case: WorkingCase, classes: int) -> dict[int, Tensor]:
     """For each structure in the scan (indices 1..classes-1) about 2000 of its voxels [m, 3], evenly taken."""
     if case.label is None:
-        return []
-    voxels = [(case.label == k).nonzero() for k in case.label.unique() if 0 < k < classes]
-    return [v[:: max(1, len(v) // 2000)].cpu() for v in voxels]
+        return {}
+    voxels = {k: (case.label == k).nonzero() for k in case.label.unique().tolist() if 0 < k < classes}
+    return {k: v[:: max(1, len(v) // 2000)].cpu() for k, v in voxels.items()}

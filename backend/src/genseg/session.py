@@ -60,8 +60,9 @@ def reserved_stdout() -> Iterator[TextIO]:
 class Session:
     """What a command works with: its event log, its stdout, and what has happened so far."""
 
-    def __init__(self, stdout: TextIO, programs: bool, run: Path | None):
+    def __init__(self, stdout: TextIO, programs: bool, run: Path | None, again: str | None):
         self.stdout, self.run = stdout, run
+        self.again = again or f'genseg train --resume "{run}"'  # how a run that has begun goes on
         self.people = PeopleListener()
         self.started = self.finished = False
         self.begin = time.monotonic()
@@ -160,7 +161,7 @@ def _explain(session: Session, error: Exception) -> None:
     """Say what the system refused in words; of everything else keep the traceback."""
     if _is_full_disk(error, session):
         where = f"the disk of {session.run}" if session.run is not None else "the disk"
-        resume = f' Then go on with: genseg train --resume "{session.run}"' if session.started else ""
+        resume = f" Then go on with: {session.again}" if session.started else ""
         session.error("no_disk", f"There is no space left on {where}.", f"Delete files you do not need.{resume}")
     elif isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
         what = f"'{error.filename}' cannot be used: {error.strerror}."
@@ -185,7 +186,7 @@ def _attempt(session: Session, body: Callable[[Session], int | None]) -> int:
     except RunFailed as failed:
         session.error(failed.code, failed.message, failed.remedy)
     except KeyboardInterrupt:
-        resume = f'Go on from the last checkpoint with: genseg train --resume "{session.run}"'
+        resume = f"Go on from the last checkpoint with: {session.again}"
         session.error("aborted", "Aborted on request.", resume if session.started else "")
     except Exception as unexpected:
         _explain(session, unexpected)
@@ -206,16 +207,18 @@ def serve(
     machine: bool = False,
     run: Path | None = None,
     watch: bool = False,
+    again: str | None = None,
 ) -> NoReturn:
     """Run a command and leave with its exit status.
 
     `programs`: stdout carries event lines and nothing else. `machine`: stdout carries only what the
     body prints, such as JSON. `run`: the run folder in which a file `stop` ends the work gracefully.
-    `watch`: when standard input closes, do as on Ctrl-C.
+    `watch`: when standard input closes, do as on Ctrl-C. `again`: the command that goes on with a run that broke off,
+    where it is not --resume.
     """
     with ExitStack() as stack:
         reserve = programs or machine
-        session = Session(stack.enter_context(reserved_stdout()) if reserve else sys.stdout, programs, run)
+        session = Session(stack.enter_context(reserved_stdout()) if reserve else sys.stdout, programs, run, again)
         stack.enter_context(graceful_stop(session))
         status = _attempt(session, _watching(body) if watch else body)
         session.finish(status)

@@ -42,7 +42,9 @@ class Settings(BaseModel):
     budget: float | None = Field(default=BUDGETS["quick"], gt=0, description="seconds of training")
     iterations: int | None = Field(default=None, ge=1, description="segmenter steps, instead of a budget")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
-    init: Path | None = Field(default=None, description="run folder or bundle to start the segmenter from")
+    init: Path | None = Field(
+        default=None, description="run folder, bundle or starting model to start the segmenter from"
+    )
     learn_unlabelled: bool = Field(
         default=True, description="learn from the scans without labels; else they are only segmented"
     )

@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from genseg.cases import Study
 from genseg.errors import RunFailed
 from genseg.events import EventLog
 from genseg.inference import Predictor
 from genseg.plan import Plan
-from genseg.runfolder import RunFolder
+from genseg.runfolder import RunFolder, read_json
 from genseg.state import RunState, load_tensors
 
 INPUT = "input_block.conv1.conv.weight"  # [f, C, *kernel]
@@ -28,20 +30,31 @@ class StartingModel:
     weights: dict[str, Tensor]
     general: bool
 
+    trained_on: list[dict[str, Any]]  # its studies, as `described`
+
     @classmethod
     def load(cls, path: Path) -> "StartingModel":
         """Raises RunFailed where there is no usable model, or which of several is not said."""
         folder = RunFolder(path)
         if folder.card.exists():
-            return cls(path, Plan.load(folder.plan), load_tensors(folder.best)[0], general=True)
+            if missing := [file.name for file in (folder.plan, folder.best) if not file.exists()]:
+                remedy = "Restore it from a backup, or learn the model again."
+                raise RunFailed("no_model", f"The starting model {path} lacks {' and '.join(missing)}.", remedy)
+            card = read_json(folder.card)
+            return cls(path, Plan.load(folder.plan), load_tensors(folder.best)[0], True, card["trained_on"])
+        if folder.best.exists() and not folder.study.exists():
+            remedy = "A starting model needs its card.json, a run its study.json: copy the whole folder."
+            raise RunFailed("no_model", f"{path} holds weights, but does not say for what.", remedy)
         predictor = Predictor.load(path, "cpu")
         weights = {name.removeprefix("backbone."): p for name, p in predictor.network.state_dict().items()}
-        return cls(path, predictor.plan, weights, general=False)
+        own = [described(Study.load(folder.study))] if folder.study.exists() else []
+        earlier = read_json(folder.origin) if folder.origin.exists() else []
+        return cls(path, predictor.plan, weights, False, earlier + own)
 
     def shape(self, plan: Plan) -> Plan:
         """The plan with the network of this model. Raises RunFailed where the model cannot serve such scans."""
         mine, needed = self.plan.channels, plan.channels
-        if self.plan.dims != plan.dims or (mine != needed and 1 not in (mine, needed)):
+        if self.plan.dims != plan.dims or (self.general and mine != needed and 1 not in (mine, needed)):
             theirs, ours = (f"a {one.dims}D network for {one.channels} channel(s)" for one in (self.plan, plan))
             raise RunFailed(
                 "init_unfit",
@@ -65,7 +78,9 @@ class StartingModel:
     @torch.no_grad()
     def copy_to(self, network: nn.Module, channels: int) -> list[Tensor]:
         """→ the network's weights for which this model has none."""
-        source = self.weights | {INPUT: _for_channels(self.weights[INPUT], channels)}
+        source = dict(self.weights)
+        if self.general:
+            source[INPUT] = _for_channels(source[INPUT], channels)
         anew: list[Tensor] = []
         for name, p in network.named_parameters():
             given = source.get(name.removeprefix("backbone."))
@@ -74,6 +89,17 @@ class StartingModel:
             else:
                 anew.append(p)
         return anew
+
+
+def described(study: Study) -> dict[str, Any]:
+    """What a model's card says of a study it was trained on."""
+    return {
+        "name": study.name,
+        "reference": study.reference,
+        "licence": study.licence or "not given",
+        "labelled_scans": len(study.training),
+        "structures": [label.name for label in study.labels.structures],
+    }
 
 
 def _for_channels(weight: Tensor, channels: int) -> Tensor:

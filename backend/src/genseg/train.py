@@ -37,7 +37,7 @@ def train(settings: Settings, log: EventLog) -> int:
     if start is not None:
         start.give(state, log)
     run = RunFolder(settings.out)
-    _create(run, state)
+    _create(run, state, start)
     return _run(run, state, log, resumed=False)
 
 
@@ -57,7 +57,7 @@ def resume(path: Path, log: EventLog) -> int:
     return _run(run, state, log, resumed=True)
 
 
-def _create(run: RunFolder, state: RunState) -> None:
+def _create(run: RunFolder, state: RunState, start: StartingModel | None) -> None:
     """The run folder with all that a resume needs, built under a temporary name and then renamed."""
     building = RunFolder(run.path.with_name(f".part-{os.getpid()}-{run.path.name}"))
     try:
@@ -67,6 +67,8 @@ def _create(run: RunFolder, state: RunState) -> None:
             state.settings.save(folder.settings)
             part.prepared.study.save(folder.study)
             part.prepared.plan.save(folder.plan)
+            if start is not None:
+                write_json(folder.origin, start.trained_on)
         if len(names) > 1:
             write_json(building.order, names)
         state.save(building.last)

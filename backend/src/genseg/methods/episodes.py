@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from genseg.methods.synthesis import label_of
+from genseg.methods.synthesis import label_of, meta_plan
 from genseg.prepare import Prepared
 from genseg.sampling import Sampler
 
@@ -15,7 +15,7 @@ UNION = 0.3  # of the tasks of a study with several structures ask for some of t
 Batch = tuple[Tensor, Tensor]  # image [n, C, *patch], label [n, *patch] int64, 1 where the task's structures are
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Task:
     """What is asked for in which study."""
 
@@ -29,7 +29,7 @@ class Episode:
 
     task: Task
     support: list[int]
-    query: list[int]
+    query: list[int]  # empty where a single patient shows the structures: then the same scans ask
 
 
 class Tasks:
@@ -38,27 +38,30 @@ class Tasks:
     def __init__(self, studies: list[Prepared]):
         self.studies = studies
         self.samplers = [Sampler(one.labelled, one.plan) for one in studies]
+        self.small = [Sampler(one.labelled, meta_plan(one.plan)[0]) for one in studies]
 
     def draw(self, rng: torch.Generator) -> Episode:
-        """A study, then its structures, then its scans. Studies count alike, however many scans they have."""
+        """A study, then its structures, then scans that show them. Studies count alike, however many scans."""
         which = _below(len(self.studies), rng)
-        study = self.studies[which].study
-        count = len(study.labels.structures)
-        chosen = [1 + _below(count, rng)]
-        if count > 1 and float(torch.rand(1, generator=rng)) < UNION:
-            chosen = sorted(1 + i for i in torch.randperm(count, generator=rng)[: 2 + _below(count - 1, rng)].tolist())
-        patients = list(dict.fromkeys(study.patients))
+        shown = self.samplers[which].foreground
+        structures = sorted({k for one in shown for k in one})
+        chosen = {structures[_below(len(structures), rng)]}
+        if len(structures) > 1 and float(torch.rand(1, generator=rng)) < UNION:
+            order = torch.randperm(len(structures), generator=rng)[: 2 + _below(len(structures) - 1, rng)].tolist()
+            chosen = {structures[i] for i in order}
+        of_scan = self.studies[which].study.patients
+        scans = [i for i, one in enumerate(shown) if chosen & one.keys()]
+        patients = list(dict.fromkeys(of_scan[i] for i in scans))
         shots = 1 + _below(max(1, min(SHOTS, len(patients) - 1)), rng)
-        order = [patients[i] for i in torch.randperm(len(patients), generator=rng).tolist()]
-        given = set(order[:shots])
-        support = [i for i, patient in enumerate(study.patients) if patient in given]
-        query = [i for i, patient in enumerate(study.patients) if patient not in given]
-        return Episode(Task(which, tuple(chosen)), support, query or support)  # with one patient the same scans ask
+        given = {patients[i] for i in torch.randperm(len(patients), generator=rng)[:shots].tolist()}
+        support = [i for i in scans if of_scan[i] in given]
+        query = [i for i in scans if of_scan[i] not in given]
+        return Episode(Task(which, tuple(sorted(chosen))), support, query)
 
-    def load(self, task: Task, scans: list[int], rng: torch.Generator) -> Batch:
-        """A batch of changed patches from some scans of the task's study, as training draws them."""
-        sampler, plan = self.samplers[task.study], self.studies[task.study].plan
-        image, layout = sampler.load(sampler.draw(max(2, plan.batch // 2), rng, scans))
+    def load(self, task: Task, scans: list[int], rng: torch.Generator, small: bool = False) -> Batch:
+        """A batch of changed patches from some scans of the task's study, as training or (`small`) level 3 draws."""
+        sampler, plan = (self.small if small else self.samplers)[task.study], self.studies[task.study].plan
+        image, layout = sampler.load(sampler.draw(max(2, plan.batch // 2), rng, scans, task.structures))
         wanted = torch.tensor(task.structures, device=layout.device)
         return image, torch.isin(label_of(layout, plan.classes), wanted).long()
 

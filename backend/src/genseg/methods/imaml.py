@@ -5,7 +5,8 @@
 
 z is found by conjugate gradients, which ask only for products with H: nothing is propagated back through the steps that
 led to φ*, and memory does not grow with their number. H alone is indefinite, but at φ* I + H/λ is not. Where few steps
-have not led there, a direction may show no upward curvature; then the search ends with what it has.
+have not led there, a direction may bend downwards so much that it is not followed; then the search ends with the best
+it has had. Without such a limit z came out up to eight times as long as the gradient that it stands for.
 
 Weights are dictionaries by name; the vectors of the linear system are flat, [number of weights].
 """
@@ -22,6 +23,7 @@ from genseg.methods.hypergradient import Loss, Parameters, slope_along
 MOMENTUM = 0.9
 CG_STEPS = 5
 CG_TOLERANCE = 1e-2  # of the right side's length
+LEAST = 0.5  # curvature of I + H/λ, which is 1 without H, below which a direction is not followed
 
 
 def adapt(
@@ -59,10 +61,12 @@ def conjugate_gradient(
     start: Tensor | None = None,
     steps: int = CG_STEPS,
     tolerance: float = CG_TOLERANCE,
+    least: float = 0.0,
 ) -> Solution:
     """x with A x = `right`, A symmetric and given by its products; `start` is taken where it is better than 0.
 
-    Ends early where the residual is small enough or a direction has no upward curvature.
+    Ends early where the residual is small enough or a direction's curvature is not above `least`. Of the points on the
+    way the one with the smallest residual is returned.
     """
     size = float(right.norm())
     x, residual = torch.zeros_like(right), right.clone()
@@ -70,21 +74,22 @@ def conjugate_gradient(
         left = right - product(start)
         if float(left.norm()) < size:
             x, residual = start.clone(), left
-    residuals = [float(residual.norm()) / max(size, 1e-30)]
+    residuals, best = [float(residual.norm()) / max(size, 1e-30)], x
     direction = residual.clone()
     for _ in range(steps):
         if residuals[-1] <= tolerance:
             break
         along = product(direction)
         curvature = float(direction @ along)
-        if not curvature > 0 or not math.isfinite(curvature):
+        if not curvature > least * float(direction @ direction) or not math.isfinite(curvature):
             break
         before = float(residual @ residual)
         x = x + (before / curvature) * direction
         residual = residual - (before / curvature) * along
         direction = residual + (float(residual @ residual) / before) * direction
         residuals.append(float(residual.norm()) / size)
-    return Solution(x, residuals)
+        best = x if residuals[-1] <= min(residuals) else best
+    return Solution(best, residuals)
 
 
 def hessian_product(loss: Loss, at: Parameters) -> Callable[[Parameters], Parameters]:
@@ -107,13 +112,18 @@ def implicit_gradient(
     steps: int = CG_STEPS,
     tolerance: float = CG_TOLERANCE,
 ) -> tuple[Parameters, Solution]:
-    """(I + H/λ)⁻¹ ∇L_query. `slope`: ∇L_query(φ*) by name; `curvature`: products with H; `start`: an earlier x."""
+    """(I + H/λ)⁻¹ ∇L_query. `slope`: ∇L_query(φ*) by name; `curvature`: products with H; `start`: an earlier x.
+
+    Where not even the first direction can be followed it is ∇L_query itself, as in first-order MAML.
+    """
     like = dict(slope)
 
     def product(vector: Tensor) -> Tensor:
         return vector + flat(curvature(split(vector, like))) / strength
 
-    solution = conjugate_gradient(product, flat(slope), start, steps, tolerance)
+    solution = conjugate_gradient(product, flat(slope), start, steps, tolerance, LEAST)
+    if not bool(solution.x.any()):
+        solution = Solution(flat(slope), solution.residuals)
     return split(solution.x, like), solution
 
 

@@ -5,6 +5,7 @@ the starting point θ that is learned.
 """
 
 import math
+import statistics
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -24,7 +25,9 @@ STRENGTH = 1.0  # λ
 INNER_STEPS = 10
 INNER_RATE = 1e-2
 TASKS = 2  # of a meta-step
-RECENT = 20  # episodes of a task whose scores are kept
+GRADIENT_CLIP = 12.0
+RECENT = 20  # episodes of a structure whose scores are kept
+REMEMBERED = 32  # structures whose last solution is kept
 OUTPUT = "output_block."  # names of the last layer's weights begin so
 
 
@@ -42,20 +45,28 @@ class MetaLearner:
     earlier: dict[Task, Tensor] = field(default_factory=dict)  # solutions from which conjugate gradients begin
     dices: dict[Task, deque[float]] = field(default_factory=dict)  # of the last episodes of each task
 
-    def step(self, step: int) -> dict[str, float]:
-        """A few tasks, then one step of the optimiser. → mean query loss and Dice, and what the method tells."""
+    def step(self, step: int) -> dict[str, float] | None:
+        """A few tasks, then one step of the optimiser. → mean query loss and Dice, and what the method tells.
+
+        None, and nothing has changed, where a loss or a gradient is not finite.
+        """
         self.optimiser.zero_grad(set_to_none=True)
         seen = [self._task(stream(self.seed, f"task {number}", step)) for number in range(TASKS)]
+        weights = [p for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None]
+        length = float(nn.utils.clip_grad_norm_(weights, GRADIENT_CLIP))
+        if not all(map(math.isfinite, [length, *(value for one in seen for value in one.values())])):
+            return None
         self.optimiser.step()
-        return {name: sum(one[name] for one in seen) / len(seen) for name in seen[0]}
+        names = dict.fromkeys(name for one in seen for name in one)
+        return {name: statistics.mean(one[name] for one in seen if name in one) for name in names}
 
     def start(self) -> Parameters:
         """θ."""
         return {name: p for name, p in self.network.named_parameters() if not name.startswith(OUTPUT)}
 
-    def recent(self) -> dict[str, list[float]]:
-        """Query Dice of the last episodes by the task's name."""
-        return {self.tasks.name(task): list(dices) for task, dices in self.dices.items()}
+    def recent(self) -> dict[str, float]:
+        """Mean query Dice of the last episodes of each single structure, by its name."""
+        return {self.tasks.name(task): statistics.mean(dices) for task, dices in sorted(self.dices.items())}
 
     def _task(self, rng: torch.Generator) -> dict[str, float]:
         """Adds a task's gradient to that of θ."""
@@ -64,12 +75,13 @@ class MetaLearner:
             return self._pretrain(episode, rng)
         theta = {name: p.detach() for name, p in self.start().items()} | fresh_output(self.network, rng)
         support = [self.tasks.load(episode.task, episode.support, rng) for _ in range(INNER_STEPS)]
-        query = self.tasks.load(episode.task, episode.query, rng)
+        query = self.tasks.load(episode.task, episode.query or episode.support, rng)
         phi = adapt(lambda weights, step: self._loss(weights, support[step]), theta, STRENGTH, INNER_STEPS, INNER_RATE)
         loss, slope = value_and_gradient(lambda weights: self._loss(weights, query), phi)
-        seen = {"loss/query": float(loss), "dice/query": self._dice(phi, query, episode.task)}
+        seen = {"loss/query": float(loss)} | self._scores(phi, query, episode)
         if self.method == "imaml":
-            slope, solution = self._implicit(slope, phi, episode.task, support[-1])
+            near = self.tasks.load(episode.task, episode.support, rng, small=True)
+            slope, solution = self._implicit(slope, phi, episode.task, near)
             seen |= {"imaml/residual": solution.residuals[-1], "imaml/steps": len(solution.residuals) - 1.0}
         elif self.method == "reptile":
             slope = {name: theta[name] - phi[name] for name in theta}
@@ -77,10 +89,15 @@ class MetaLearner:
         return seen
 
     def _implicit(self, slope: Parameters, phi: Parameters, task: Task, support: Batch) -> tuple[Parameters, Solution]:
-        """(I + H/λ)⁻¹ ∇L_query with H on one of the support batches, from where the same task's search has ended."""
+        """(I + H/λ)⁻¹ ∇L_query with H on a batch of small patches, from where the same structure's search has ended."""
         curvature = hessian_product(lambda weights: self._loss(weights, support, exact=True), phi)
-        found, solution = implicit_gradient(slope, curvature, STRENGTH, self.earlier.get(task))
-        self.earlier[task] = solution.x
+        earlier = self.earlier.pop(task, None)
+        start = None if earlier is None else earlier.to(self.device.torch)
+        found, solution = implicit_gradient(slope, curvature, STRENGTH, start)
+        if len(task.structures) == 1:  # the same union hardly comes twice
+            self.earlier[task] = solution.x.cpu()
+            while len(self.earlier) > REMEMBERED:
+                del self.earlier[next(iter(self.earlier))]
         return found, solution
 
     def _pretrain(self, episode: Episode, rng: torch.Generator) -> dict[str, float]:
@@ -89,11 +106,11 @@ class MetaLearner:
         if episode.task not in self.heads:
             head = {name: p.requires_grad_() for name, p in fresh_output(self.network, rng).items()}
             self.heads[episode.task] = head
-            self.optimiser.add_param_group({"params": list(head.values())})
+            self.optimiser.add_param_group({"params": list(head.values()), "lr": self.optimiser.param_groups[0]["lr"]})
         weights = self.start() | self.heads[episode.task]
         loss, slope = value_and_gradient(lambda at: self._loss(at, batch), weights)
         self._add(slope, weights)
-        return {"loss/query": float(loss), "dice/query": self._dice(weights, batch, episode.task)}
+        return {"loss/query": float(loss)}
 
     def _add(self, slope: Parameters, to: Parameters) -> None:
         """To the gradients of the weights `to`, as the mean over the tasks of a step."""
@@ -108,11 +125,17 @@ class MetaLearner:
         return segmentation_loss(logits, batch[1]).mean()
 
     @torch.no_grad()
-    def _dice(self, weights: Parameters, batch: Batch, task: Task) -> float:
+    def _scores(self, weights: Parameters, batch: Batch, episode: Episode) -> dict[str, float]:
+        """Query Dice of the patches that show something; none where the same scans ask."""
+        shows = batch[1].flatten(1).any(1)
+        if not episode.query or not bool(shows.any()):
+            return {}
         with self.device.autocast():
-            dice = float(dice_agreement(call(self.network, weights, batch[0]), batch[1]).mean())
-        self.dices.setdefault(task, deque(maxlen=RECENT)).append(dice)
-        return dice
+            logits = call(self.network, weights, batch[0])
+        dice = float(dice_agreement(logits, batch[1])[shows].mean())
+        if len(episode.task.structures) == 1:
+            self.dices.setdefault(episode.task, deque(maxlen=RECENT)).append(dice)
+        return {"dice/query": dice}
 
 
 def fresh_output(network: nn.Module, rng: torch.Generator) -> Parameters:

@@ -7,10 +7,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from genseg import __version__
+from genseg.events import Warning_
 from genseg.report.html import Html, join, tag
 from genseg.report.reading import RunView, read_run
 from genseg.report.sections import curves_section, metrics_section, pairs_section, predictions_section, settings_section
-from genseg.report.summary import RESEARCH_ONLY, story, summary, warnings
+from genseg.report.summary import RESEARCH_ONLY, status_of, story, summary, warnings
 from genseg.runfolder import RunFolder, replacing
 
 SHOWN = (12, 8, 5, 3)  # pairs and predictions; the next number is taken where the page grows beyond LIMIT
@@ -68,17 +69,22 @@ def build_reports(run: RunFolder, status: int | None = None) -> Path:
     studies = run.saved_studies()
     for study in studies:
         build_report(study, status)
-    return (
-        _write(run, _filled(run, f"{len(studies)} studies", Html(), _overview(studies))) if run.several else run.report
-    )
+    if not run.several:
+        return run.report
+    view = read_run(run)
+    view.ending = status
+    return _write(run, _filled(run, f"{len(studies)} studies", Html(), _overview(view, studies)))
 
 
-def _overview(studies: list[RunFolder]) -> Html:
-    """Each study's figures and warnings, which lead to its own report."""
-    cards = []
+def _overview(run: RunView, studies: list[RunFolder]) -> Html:
+    """Each study's figures and warnings, which lead to its own report, and what concerns them all."""
+    cards, names = [], tuple(f"{folder.path.name}: " for folder in studies)
     for folder in studies:
         view = read_run(folder)
         link = tag("a", folder.path.name, href=quote(f"studies/{folder.path.name}/report.html"))
         cards.append(tag("div", tag("h3", link), tag("p", " ".join(story(view))), warnings(view), class_="card"))
     told = tag("p", "These studies were trained together, each with a model for its own structures.", class_="lead")
-    return tag("section", told, tag("div", *cards, class_="cards"), tag("p", RESEARCH_ONLY, class_="notice"))
+    run.log = [e for e in run.log if not (isinstance(e, Warning_) and e.message.startswith(names))]  # told by its study
+    shown = tag("div", *cards, class_="cards")
+    notice = tag("p", RESEARCH_ONLY, class_="notice")
+    return tag("section", status_of(run), told, shown, warnings(run), notice)

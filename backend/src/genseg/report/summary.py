@@ -26,12 +26,12 @@ RESEARCH_ONLY = (
 def summary(run: RunView) -> Html:
     """Status, key figures, the story in sentences, what to look at first, warnings."""
     return tag(
-        "section", _status(run), _tiles(run), tag("p", " ".join(story(run)), class_="lead"), _dice_by_label(run),
+        "section", status_of(run), _tiles(run), tag("p", " ".join(story(run)), class_="lead"), _dice_by_label(run),
         _look_first(run), warnings(run), tag("p", RESEARCH_ONLY, class_="notice"), id="summary",
     )  # fmt: skip
 
 
-def _status(run: RunView) -> Html:
+def status_of(run: RunView) -> Html:
     if run.folder.done.exists() or run.status == EXIT_OK:
         text, kind = "Finished", "good"
     elif run.status == EXIT_STOPPED:
