@@ -54,7 +54,7 @@ def test_the_documentation_shows_every_kind_of_event_in_a_valid_line():
 def test_the_json_examples_in_the_documentation_are_json():
     text = (DOCS / "run-folder.md").read_text(encoding="utf-8")
     examples = [json.loads(block.split("```")[0]) for block in text.split("```json\n")[1:]]
-    assert [next(iter(example)) for example in examples] == ["pairs", "cases", "test", "pairs"]
+    assert [next(iter(example)) for example in examples] == ["method", "pairs", "cases", "test", "pairs"]
 
 
 @pytest.mark.parametrize(
