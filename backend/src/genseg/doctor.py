@@ -127,7 +127,7 @@ def bf16_speedup(device: str) -> float | None:
         return best
 
     try:
-        return round(seconds(torch.float32) / seconds(torch.bfloat16), 2)
+        return float(f"{seconds(torch.float32) / seconds(torch.bfloat16):.2g}")
     except (RuntimeError, TypeError):
         return None
 
