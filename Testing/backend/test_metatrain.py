@@ -23,7 +23,7 @@ from genseg.prepare import load, prepare
 from genseg.randomness import stream
 from genseg.runfolder import RunFolder
 from genseg.settings import MetaSettings, Settings
-from genseg.startingmodel import INPUT, StartingModel
+from genseg.startingmodel import INPUT, Start, StartingModel
 from genseg.state import build_state
 from genseg.study import read_study
 
@@ -207,7 +207,7 @@ def test_a_training_that_starts_from_it_finishes_and_predicts(model, studies, tm
 def test_learning_goes_on_from_an_earlier_starting_model(model, studies, tmp_path):
     start = StartingModel.load(model)
     settings = settings_of(studies, tmp_path / "again", method="pretrain", init=model)
-    ready = prepare_studies(settings, EventLog(), start)
+    ready = prepare_studies(settings, EventLog(), Start(model))
     again = learner_of(ready, plan_of(ready), settings)
     anew = start.copy_to(again.network, 3)
     assert len(anew) == 2  # weight and bias of the last layer

@@ -20,7 +20,7 @@ from genseg.prepare import Prepared, prepare, versions
 from genseg.randomness import stream
 from genseg.runfolder import RunFolder, read_json, replacing, write_json
 from genseg.settings import MetaSettings
-from genseg.startingmodel import StartingModel, described
+from genseg.startingmodel import Start, StartingModel, described
 from genseg.state import save_tensors
 
 RATE = 1e-3
@@ -54,8 +54,8 @@ class MetaRun:
 def meta_train(settings: MetaSettings, log: EventLog) -> int:
     """→ exit status. Raises InputFaults with the faults of all studies, or RunFailed."""
     settings.versions = versions()
-    start = None if settings.init is None else StartingModel.load(settings.init)
-    return learn_from(prepare_studies(settings, log, start), settings, log, start)
+    start = Start(settings.init)
+    return learn_from(prepare_studies(settings, log, start), settings, log, start.model)
 
 
 def learn_from(
@@ -82,7 +82,7 @@ def learn_from(
     return status
 
 
-def prepare_studies(settings: MetaSettings, log: EventLog, start: StartingModel | None = None) -> list[Prepared]:
+def prepare_studies(settings: MetaSettings, log: EventLog, start: Start | None = None) -> list[Prepared]:
     """The studies with one network for all: grey scans get as many channels as coloured ones have."""
     studies = prepare(settings.as_training(), log, False, None if start is None else start.shape)
     channels = max(one.plan.channels for one in studies)

@@ -1,6 +1,7 @@
 """Start from what earlier runs taught: a run's own model, a bundle, or a starting model of `genseg meta-train`."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,21 @@ class StartingModel:
             else:
                 anew.append(p)
         return anew
+
+
+class Start:
+    """A starting model that is looked at only when the first plan is made: faults of the studies come first."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+
+    @cached_property
+    def model(self) -> StartingModel | None:
+        return None if self.path is None else StartingModel.load(self.path)
+
+    def shape(self, plan: Plan) -> Plan:
+        """The plan with the model's network, where there is one."""
+        return plan if self.model is None else self.model.shape(plan)
 
 
 def described(study: Study) -> dict[str, Any]:

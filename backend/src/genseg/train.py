@@ -20,7 +20,7 @@ from genseg.recovery import Recovery
 from genseg.runfolder import RunFolder, write_json
 from genseg.schedule import Clock, learning_rate, stage_at
 from genseg.settings import Settings
-from genseg.startingmodel import StartingModel
+from genseg.startingmodel import Start, StartingModel
 from genseg.state import RunState, build_state
 
 CHECKS = 5  # the first after a fifth of the training: from then on there is a usable model
@@ -32,12 +32,12 @@ METRIC_SECONDS = 2.0  # the same where steps are slow
 def train(settings: Settings, log: EventLog) -> int:
     """A new run. → exit status. Raises InputFaults or RunFailed; a faulty study leaves no run folder behind."""
     settings.versions = versions()
-    start = None if settings.init is None else StartingModel.load(settings.init)
-    state = build_state(prepare(settings, log, shape=start.shape if start is not None else None), settings)
-    if start is not None:
-        start.give(state, log)
+    start = Start(settings.init)
+    state = build_state(prepare(settings, log, shape=start.shape), settings)
+    if start.model is not None:
+        start.model.give(state, log)
     run = RunFolder(settings.out)
-    _create(run, state, start)
+    _create(run, state, start.model)
     return _run(run, state, log, resumed=False)
 
 
