@@ -104,7 +104,7 @@ class RunFolder:
         if self.several:
             own = ", ".join(str(study.path) for study in self.saved_studies())
             message = f"{self.path} was trained on several studies, each with a model for its own structures."
-            raise RunFailed("of_studies", message, f"Give the folder of one of them: {own}.")
+            raise RunFailed("several_studies", message, f"Give the folder of one of them: {own}.")
 
     def saved_studies(self) -> list["RunFolder"]:
         """The same for a run that exists, in the order of training. Raises DamagedFile where the order is lost."""
