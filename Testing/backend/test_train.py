@@ -252,8 +252,8 @@ def test_after_a_fifth_of_the_training_there_are_a_model_and_predictions(limit, 
 def test_a_budget_ends_the_training_on_time(tiny, tmp_path):
     outcome = run_train(tiny, tmp_path / "run", iterations=None, budget=10.0)
     spent = counters(outcome.run)["elapsed"]
-    assert outcome.status == EXIT_OK and counters(outcome.run)["step"] >= 2  # on the slowest processor so far
-    assert 10.0 <= spent < 14.0  # a slow processor takes seconds for a step
+    assert outcome.status == EXIT_OK and counters(outcome.run)["step"] > 5
+    assert 10.0 <= spent < 12.0
     pretraining = counters(outcome.run)["pretrain_seconds"]
     assert 0.4 < pretraining < 3.0  # 8 %, and the step in which it ran out
 

@@ -639,7 +639,7 @@ def test_from_the_button_to_segmentations_over_a_stop_and_a_restart(labelled, da
             found[slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segmentId, volume) > 0] = value
         wanted = references[volume.GetName()]
         dice = [2 * ((found == v) & (wanted == v)).sum() / ((found == v).sum() + (wanted == v).sum()) for v in (1, 2)]
-        assert np.mean(dice) > 0.2, dice  # after 25 to 100 steps, as fast as the processor is; elsewhere it would be 0
+        assert np.mean(dice) > 0.5, dice  # after about a hundred steps
 
     visible = [n for n in slicer.util.getNodesByClass("vtkMRMLSegmentationNode") if n.GetDisplayNode().GetVisibility()]
     assert len(visible) == 1 and visible[0].GetSegmentation().ContainsRepresentation("Closed surface")
