@@ -68,12 +68,8 @@ def learn(group: str, method: str, seed: int, out: Path, seconds: float, device:
     target, log = find_device(device), EventLog()
     ready = load(studies, None, settings.as_training(), find_device("cpu"), [log] * len(studies))
     channels = max(one.plan.channels for one in ready)
-    moved = [
-        replace(
-            with_channels(one, channels), device=target, labelled=_on(with_channels(one, channels).labelled, target)
-        )
-        for one in ready
-    ]
+    ready = [with_channels(one, channels) for one in ready]
+    moved = [replace(one, device=target, labelled=_on(one.labelled, target)) for one in ready]
     metatrain.learn_from(moved, settings, log)
 
 

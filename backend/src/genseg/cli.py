@@ -7,7 +7,7 @@ import json
 import tempfile
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 from rich.console import Console
@@ -74,6 +74,13 @@ def _budget(text: str) -> float:
         return parse_budget(text)
     except ValueError as refused:
         raise typer.BadParameter(str(refused)) from refused
+
+
+def _limits(budget: str | None, iterations: int | None, default: str) -> dict[str, Any]:
+    """What ends a training, as settings take it."""
+    if budget is not None and iterations is not None:
+        raise typer.BadParameter("give either --budget or --iterations, not both")
+    return {"budget": None, "iterations": iterations} if iterations else {"budget": _budget(budget or default)}
 
 
 def _need_run(run: Path) -> None:
@@ -182,11 +189,9 @@ def train(
         raise typer.BadParameter("give a DATASET to train on, or --resume RUN to go on with a run")
     if out is None and not profile:
         raise typer.BadParameter("give --out RUN, the folder for the results")
-    if budget is not None and iterations is not None:
-        raise typer.BadParameter("give either --budget or --iterations, not both")
     if unknown := set(without or []) - set(PARTS):
         raise typer.BadParameter(f"versemi has no part {', '.join(sorted(unknown))}; it has {', '.join(PARTS)}")
-    limits = {"budget": None, "iterations": iterations} if iterations else {"budget": _budget(budget or "quick")}
+    limits = _limits(budget, iterations, "quick")
     settings = Settings(
         dataset=datasets[0].absolute(),
         more=[more.absolute() for more in datasets[1:]],
@@ -224,9 +229,7 @@ def meta_train(
     watch_stdin: Watch = False,
 ) -> None:
     """Learn a starting model from several studies, for `genseg train --init`."""
-    if budget is not None and iterations is not None:
-        raise typer.BadParameter("give either --budget or --iterations, not both")
-    limits = {"budget": None, "iterations": iterations} if iterations else {"budget": _budget(budget or "standard")}
+    limits = _limits(budget, iterations, "standard")
     first, *more = (path.absolute() for path in datasets)
     settings = MetaSettings(
         dataset=first,

@@ -14,7 +14,7 @@ from genseg.inference import Predictor
 from genseg.outputs import Output
 from genseg.predict import Split, by_files, predict_cases
 from genseg.report import build_reports
-from genseg.runfolder import RunFolder, read_json, replacing, write_json
+from genseg.runfolder import RunFolder, read_json, write_json
 from genseg.state import RunState
 from genseg.synthesize import write_pairs
 
@@ -63,8 +63,7 @@ def finish(run: RunFolder, state: RunState, status: int, made: list[Output], log
     log.emit(Progress(phase="report", step=2, total=2))
     if status == EXIT_OK:
         for folder in [output.folder for output in made if output.folder is not run] + [run]:
-            with replacing(folder.done) as temporary:
-                temporary.write_text(f"step {state.counters.step}\n", encoding="utf-8")
+            folder.mark_done(state.counters.step)
         run.stop.unlink(missing_ok=True)  # asked for too late
     return status
 

@@ -1,7 +1,5 @@
 """Learn a starting model from several studies: prepare, meta-steps, a model with its card."""
 
-import os
-import shutil
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +15,10 @@ from genseg.methods.metalearn import INNER_STEPS, MetaLearner
 from genseg.networks import build_segmenter
 from genseg.plan import Plan
 from genseg.prepare import Prepared, prepare, versions
-from genseg.randomness import stream
-from genseg.runfolder import RunFolder, read_json, replacing, write_json
+from genseg.runfolder import RunFolder, building, read_json, replacing, write_json
 from genseg.settings import MetaSettings
 from genseg.startingmodel import Start, StartingModel, described
-from genseg.state import save_tensors
+from genseg.state import save_tensors, seeded
 
 RATE = 1e-3
 SAVE_SECONDS = 20.0
@@ -75,8 +72,7 @@ def learn_from(
     status = _fit(run)
     _save(run)
     if status == EXIT_OK:
-        with replacing(run.folder.done) as temporary:
-            temporary.write_text(f"step {run.step}\n", encoding="utf-8")
+        run.folder.mark_done(run.step)
         run.folder.stop.unlink(missing_ok=True)
     log.emit(Finished(status=status, seconds=time.monotonic() - run.begin, model=str(run.folder.best)))
     return status
@@ -101,29 +97,21 @@ def plan_of(studies: list[Prepared]) -> Plan:
 def learner_of(studies: list[Prepared], plan: Plan, settings: MetaSettings) -> MetaLearner:
     """With weights drawn from the seed."""
     device = studies[0].device
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(settings.seed, "start of segmenter").initial_seed())
-        network = build_segmenter(plan).to(device.torch)
+    network = seeded(settings.seed, "segmenter", lambda: build_segmenter(plan)).to(device.torch)
     optimiser = torch.optim.Adam(network.parameters(), RATE)
     return MetaLearner(network, optimiser, Tasks(studies), device, settings.method, settings.seed)
 
 
 def _create(run: MetaRun, studies: list[Prepared], start: StartingModel | None) -> None:
     """The folder with everything that does not change, under a temporary name and then renamed."""
-    building = RunFolder(run.folder.path.with_name(f".part-{os.getpid()}-{run.folder.path.name}"))
-    try:
-        run.settings.save(building.settings)
-        run.plan.save(building.plan)
+    with building(run.folder.path) as made:
+        run.settings.save(made.settings)
+        run.plan.save(made.plan)
         trained_on = [described(one.study) for one in studies]
         earlier = [] if start is None else start.trained_on
         trained_on = earlier + [one for one in trained_on if one not in earlier]
-        write_json(building.card, {"method": run.settings.method, "genseg": __version__, "trained_on": trained_on})
-        save_tensors(building.best, _weights(run), {"step": "0"})  # from now on whoever takes it finds a model
-        if run.folder.path.is_dir():
-            run.folder.path.rmdir()  # empty, or this refuses
-        os.replace(building.path, run.folder.path)
-    finally:
-        shutil.rmtree(building.path, ignore_errors=True)
+        write_json(made.card, {"method": run.settings.method, "genseg": __version__, "trained_on": trained_on})
+        save_tensors(made.best, _weights(run), {"step": "0"})  # from now on whoever takes it finds a model
 
 
 def _fit(run: MetaRun) -> int:
@@ -217,12 +205,9 @@ def _write_readme(run: MetaRun, card: dict[str, Any]) -> None:
         "",
         "Whoever passes the model on must keep to the licences of these scans.",
         "",
-        *(
-            [f"{steps} the last", "tasks. These scans were trained on in other tasks, so this is no test:", ""]
-            if scores
-            else []
-        ),
-        *(["| study: structure | Dice |", "|---|---|", *scores, ""] if scores else []),
     ]
+    if scores:
+        lines += [f"{steps} the last", "tasks. These scans were trained on in other tasks, so this is no test:", ""]
+        lines += ["| study: structure | Dice |", "|---|---|", *scores, ""]
     with replacing(run.folder.path / "README.md") as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")

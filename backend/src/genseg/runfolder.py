@@ -5,6 +5,7 @@ Every file is written under a temporary name and then renamed, so a reader never
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,19 @@ def need_free(out: Path) -> None:
         raise InputFaults([Fault("out_in_use", str(out), "A file has the name of the folder for the results.", remedy)])
 
 
+@contextmanager
+def building(run: Path) -> Iterator["RunFolder"]:
+    """Give a run folder under a temporary name; rename it to `run`, which is new or empty, when the block succeeds."""
+    made = RunFolder(run.with_name(f".part-{os.getpid()}-{run.name}"))
+    try:
+        yield made
+        if run.is_dir():
+            run.rmdir()  # empty, or this refuses
+        os.replace(made.path, run)
+    finally:
+        shutil.rmtree(made.path, ignore_errors=True)
+
+
 class RunFolder:
     """Names of everything in a run folder (see docs/run-folder.md). Creates nothing by itself."""
 
@@ -113,6 +127,11 @@ class RunFolder:
         if not self.order.exists():
             raise DamagedFile(self.order, "it is missing")
         return self.studies(read_json(self.order))
+
+    def mark_done(self, step: int) -> None:
+        """The last thing that a finished run writes."""
+        with replacing(self.done) as temporary:
+            temporary.write_text(f"step {step}\n", encoding="utf-8")
 
     def found_model(self) -> str | None:
         """What a run that ends tells its user: the usable model, of several studies the folder of their models."""

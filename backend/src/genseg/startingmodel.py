@@ -30,7 +30,6 @@ class StartingModel:
     plan: Plan
     weights: dict[str, Tensor]
     general: bool
-
     trained_on: list[dict[str, Any]]  # its studies, as `described`
 
     @classmethod

@@ -209,7 +209,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def build_state(prepared: Sequence[Prepared], settings: Settings) -> RunState:
     """Networks with weights drawn from the seed, each from its own stream, and their optimisers."""
     plan, device, seed = prepared[0].plan, prepared[0].device.torch, settings.seed
-    segmenter = _seeded(seed, "segmenter", lambda: build_segmenter(plan, plan.deep_supervision)).to(device)
+    segmenter = seeded(seed, "segmenter", lambda: build_segmenter(plan, plan.deep_supervision)).to(device)
     optimiser = torch.optim.AdamW(segmenter.parameters(), weight_decay=WEIGHT_DECAY)
     average = Average(segmenter, plan, device)
     parts = [
@@ -248,8 +248,8 @@ def _asked(network: nn.Module, plan: Plan) -> nn.Module:
 def _build_synthesis(prepared: Prepared, settings: Settings) -> Synthesis:
     plan, device, seed = prepared.plan, prepared.device.torch, settings.seed
     layouts = plan.classes + CLUSTERS
-    generator = _seeded(seed, "generator", lambda: build_generator(plan, layouts)).to(device)
-    discriminator = _seeded(seed, "discriminator", lambda: build_discriminator(plan, layouts)).to(device)
+    generator = seeded(seed, "generator", lambda: build_generator(plan, layouts)).to(device)
+    discriminator = seeded(seed, "discriminator", lambda: build_discriminator(plan, layouts)).to(device)
     sources = Sources.of(prepared.labelled, prepared.unlabelled, prepared.study.patients, plan, seed)
     rng = stream(seed, "meta parameters")
     consistent = settings.mixes and bool(prepared.unlabelled)
@@ -276,7 +276,7 @@ def _build_mixing(part: Part, settings: Settings) -> Mixing:
     return Mixing(sampler, small, part.model, frozenset(settings.without))
 
 
-def _seeded(seed: int, name: str, build: Callable[[], Network]) -> Network:
+def seeded(seed: int, name: str, build: Callable[[], Network]) -> Network:
     """Build a network from its own random stream, so that no network's start depends on another's."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, f"start of {name}").initial_seed())

@@ -1,8 +1,6 @@
 """Train: set up, fit, check now and then, finish. The method itself is methods/joint.py."""
 
 import math
-import os
-import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +15,7 @@ from genseg.methods.shapes import ShapePool
 from genseg.outputs import Output, outputs
 from genseg.prepare import prepare, prepare_again, versions
 from genseg.recovery import Recovery
-from genseg.runfolder import RunFolder, write_json
+from genseg.runfolder import RunFolder, building, write_json
 from genseg.schedule import Clock, learning_rate, stage_at
 from genseg.settings import Settings
 from genseg.startingmodel import Start, StartingModel
@@ -59,24 +57,18 @@ def resume(path: Path, log: EventLog) -> int:
 
 def _create(run: RunFolder, state: RunState, start: StartingModel | None) -> None:
     """The run folder with all that a resume needs, built under a temporary name and then renamed."""
-    building = RunFolder(run.path.with_name(f".part-{os.getpid()}-{run.path.name}"))
-    try:
-        state.settings.save(building.settings)
+    with building(run.path) as made:
+        state.settings.save(made.settings)
         names = [part.prepared.study.name for part in state.parts]
-        for folder, part in zip(building.studies(names), state.parts, strict=True):
+        for folder, part in zip(made.studies(names), state.parts, strict=True):
             state.settings.save(folder.settings)
             part.prepared.study.save(folder.study)
             part.prepared.plan.save(folder.plan)
             if start is not None:
                 write_json(folder.origin, start.trained_on)
         if len(names) > 1:
-            write_json(building.order, names)
-        state.save(building.last)
-        if run.path.is_dir():
-            run.path.rmdir()  # empty, or this refuses
-        os.replace(building.path, run.path)
-    finally:
-        shutil.rmtree(building.path, ignore_errors=True)
+            write_json(made.order, names)
+        state.save(made.last)
 
 
 def _clear_leftovers(run: RunFolder) -> None:
