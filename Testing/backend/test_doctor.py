@@ -103,4 +103,4 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
 
 def test_bf16_is_measured_on_the_processor():
     speedup = doctor.bf16_speedup("cpu")
-    assert speedup is not None and 0.0001 < speedup < 100  # without an instruction for it, hundreds of times slower
+    assert speedup is not None and 0.01 < speedup < 100
