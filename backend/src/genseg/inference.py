@@ -38,7 +38,8 @@ class Predictor:
     """A trained segmenter with its plan and label table."""
 
     def __init__(self, network: nn.Module, plan: Plan, table: LabelTable, device: Device):
-        self.network, self.plan, self.table, self.device = network.to(device.torch).eval(), plan, table, device
+        self.network = device.place(network).eval()
+        self.plan, self.table, self.device = plan, table, device
 
     @classmethod
     def load(cls, run: Path, device: str = "auto") -> "Predictor":

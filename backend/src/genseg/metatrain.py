@@ -97,7 +97,7 @@ def plan_of(studies: list[Prepared]) -> Plan:
 def learner_of(studies: list[Prepared], plan: Plan, settings: MetaSettings) -> MetaLearner:
     """With weights drawn from the seed."""
     device = studies[0].device
-    network = seeded(settings.seed, "segmenter", lambda: build_segmenter(plan)).to(device.torch)
+    network = device.place(seeded(settings.seed, "segmenter", lambda: build_segmenter(plan)))
     optimiser = torch.optim.Adam(network.parameters(), RATE)
     return MetaLearner(network, optimiser, Tasks(studies), device, settings.method, settings.seed)
 

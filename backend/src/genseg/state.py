@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from genseg.device import Device
 from genseg.errors import RunFailed
 from genseg.methods.joint import Joint, Synthesis
 from genseg.methods.level3 import MetaParameters
@@ -35,8 +36,8 @@ GENERATOR_RATE, DISCRIMINATOR_RATE, META_RATE = 1e-3, 4e-4, 1e-1
 class Average:
     """Exponential moving average of the segmenter's weights: the model that is used."""
 
-    def __init__(self, network: nn.Module, plan: Plan, device: torch.device):
-        self.network = build_segmenter(plan).to(device)
+    def __init__(self, network: nn.Module, plan: Plan, device: Device):
+        self.network = device.place(build_segmenter(plan))
         self.network.load_state_dict(network.state_dict(), strict=False)  # the heads of deep supervision stay behind
         self.updates = 0
 
@@ -208,8 +209,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def build_state(prepared: Sequence[Prepared], settings: Settings) -> RunState:
     """Networks with weights drawn from the seed, each from its own stream, and their optimisers."""
-    plan, device, seed = prepared[0].plan, prepared[0].device.torch, settings.seed
-    segmenter = seeded(seed, "segmenter", lambda: build_segmenter(plan, plan.deep_supervision)).to(device)
+    plan, device, seed = prepared[0].plan, prepared[0].device, settings.seed
+    segmenter = device.place(seeded(seed, "segmenter", lambda: build_segmenter(plan, plan.deep_supervision)))
     optimiser = torch.optim.AdamW(segmenter.parameters(), weight_decay=WEIGHT_DECAY)
     average = Average(segmenter, plan, device)
     parts = [
@@ -222,7 +223,7 @@ def build_state(prepared: Sequence[Prepared], settings: Settings) -> RunState:
                 segmenter=_asked(segmenter, one.plan),
                 optimiser=optimiser,
                 average=average,
-                agreement=torch.zeros((), device=device),
+                agreement=torch.zeros((), device=device.torch),
                 synthesis=_build_synthesis(one, settings) if settings.generates else None,
             ),
             prepared=one,
@@ -246,19 +247,19 @@ def _asked(network: nn.Module, plan: Plan) -> nn.Module:
 
 
 def _build_synthesis(prepared: Prepared, settings: Settings) -> Synthesis:
-    plan, device, seed = prepared.plan, prepared.device.torch, settings.seed
+    plan, device, seed = prepared.plan, prepared.device, settings.seed
     layouts = plan.classes + CLUSTERS
-    generator = seeded(seed, "generator", lambda: build_generator(plan, layouts)).to(device)
-    discriminator = seeded(seed, "discriminator", lambda: build_discriminator(plan, layouts)).to(device)
+    generator = device.place(seeded(seed, "generator", lambda: build_generator(plan, layouts)))
+    discriminator = device.place(seeded(seed, "discriminator", lambda: build_discriminator(plan, layouts)))
     sources = Sources.of(prepared.labelled, prepared.unlabelled, prepared.study.patients, plan, seed)
     rng = stream(seed, "meta parameters")
     consistent = settings.mixes and bool(prepared.unlabelled)
-    meta = MetaParameters(generator, rng, settings.synthetic_weight, sources.operations, consistent).to(device)
+    meta = MetaParameters(generator, rng, settings.synthetic_weight, sources.operations, consistent)
     smaller, batch = meta_plan(plan)
     return Synthesis(
         generator=generator,
         discriminator=discriminator,
-        meta=meta,
+        meta=meta.to(device.torch),
         generator_optimiser=torch.optim.Adam(generator.parameters(), GENERATOR_RATE, betas=(0.5, 0.999)),
         discriminator_optimiser=torch.optim.Adam(discriminator.parameters(), DISCRIMINATOR_RATE, betas=(0.5, 0.999)),
         meta_optimiser=torch.optim.Adam(meta.parameters(), META_RATE),
