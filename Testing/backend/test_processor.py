@@ -62,7 +62,7 @@ def test_no_convolution_of_a_single_sample_takes_torchs_slow_way():
 
     segmenter, generator = build_segmenter(PLAN), build_generator(PLAN, 4)
     ones = sum(m.kernel_size == (1, 1, 1) for m in segmenter.modules() if isinstance(m, torch.nn.Conv3d))
-    assert min(counts(segmenter, generator)) > 10, "torch has learned it: HalvedConv3d can go"
+    assert min(counts(segmenter, generator)) > ones, "torch has learned it: HalvedConv3d can go"
     slow = counts(quicken(segmenter), quicken(generator))
     assert slow[0] <= ones and slow[1] == 0
 
