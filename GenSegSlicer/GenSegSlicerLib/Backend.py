@@ -35,6 +35,7 @@ class TrainSettings:
     unlabelled: int | None = None
     syntheticWeight: float | None = None
     learnUnlabelled: bool = True
+    segmenter: str = "dynunet"
 
 
 class Backend:
@@ -91,7 +92,8 @@ class Backend:
         if settings.iterations is not None:
             limit = ["--iterations", str(settings.iterations)]
         command = self._command("train", _path(settings.dataset), "--out", _path(settings.out), *limit)
-        command += ["--method", settings.method, "--device", settings.device, "--seed", str(settings.seed)]
+        command += ["--method", settings.method, "--segmenter", settings.segmenter]
+        command += ["--device", settings.device, "--seed", str(settings.seed)]
         optional = {
             "--init": None if settings.init is None else _path(settings.init),
             "--labelled": settings.labelled,

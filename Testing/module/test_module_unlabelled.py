@@ -123,6 +123,23 @@ def test_the_method_is_left_to_the_program_unless_one_is_chosen_and_each_of_the_
     assert len({combo.itemText(i) for i in range(combo.count)}) == combo.count
 
 
+def test_each_network_of_the_program_can_be_chosen_is_asked_for_and_comes_back_with_the_scene(opened, backend):
+    combo = opened.ui.segmenterComboBox
+    known = backend("from genseg.settings import SEGMENTERS; print(*SEGMENTERS)").split()
+    assert [combo.itemData(i) for i in range(combo.count)] == known and combo.currentData == "dynunet"
+    assert len({combo.itemText(i) for i in range(combo.count)}) == combo.count
+    opened.rig.select(combo, "Residual U-Net")
+    command = pressed(opened)
+    assert command[command.index("--segmenter") + 1] == "unet"
+    saved = opened.rig.saveScene(opened.folder / "scene")
+    opened.rig.closeScene()
+    opened.rig.pump(0.3)
+    assert combo.currentData == "dynunet"
+    opened.rig.openScene(saved)
+    opened.rig.pump(0.3)
+    assert combo.currentData == opened.widget._parameterNode.segmenter == "unet"
+
+
 def test_the_tool_tip_and_the_help_say_what_it_means_and_what_happens_in_any_case(opened):
     tip, help = opened.ui.unlabeledCheckBox.toolTip, slicer.modules.gensegslicer.helpText
     for words in ("without labels", "how they look", "another kind", "never seen", "segmented in any case"):

@@ -27,6 +27,7 @@ class TrainPanel:
         for combo, name in (
             (ui.budgetComboBox, "budget"),
             (ui.methodComboBox, "method"),
+            (ui.segmenterComboBox, "segmenter"),
             (ui.deviceComboBox, "device"),
         ):
             combo.connect("activated(int)", lambda index, box=combo, field=name: self._onChosen(box, field))
@@ -61,6 +62,15 @@ class TrainPanel:
             ("supervised", _("No generator, only your labels")),
         ):
             ui.methodComboBox.addItem(text, key)
+        for key, text in (
+            ("dynunet", _("U-Net of nnU-Net (DynUNet)")),
+            ("unet", _("Residual U-Net")),
+            ("attention_unet", _("Attention U-Net")),
+            ("segresnet", _("SegResNet")),
+            ("swin_unetr", _("Swin UNETR: slow without a graphics card")),
+            ("deeplabv3", _("DeepLabV3: fast, coarse outlines")),
+        ):
+            ui.segmenterComboBox.addItem(text, key)
         self.showDevices([], "")
         ui.outputFolderEdit.filters = ui.outputFolderEdit.Dirs
         ui.startingModelEdit.filters = ui.startingModelEdit.Dirs
@@ -94,6 +104,7 @@ class TrainPanel:
             for combo, value in (
                 (ui.budgetComboBox, parameters.budget),
                 (ui.methodComboBox, parameters.method),
+                (ui.segmenterComboBox, parameters.segmenter),
                 (ui.deviceComboBox, parameters.device),
             ):
                 combo.setCurrentIndex(max(0, combo.findData(value)))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from genseg.labels import LabelTable
-from genseg.networks.segmenter import dynunet_arguments
+from genseg.networks.segmenter import DEFAULT, dynunet_arguments, segmenter_arguments
 from genseg.plan import Normalisation, Plan
 
 VOLUME_FILES = ("*.nii.gz", "*.nii")
@@ -69,6 +69,11 @@ def inference_config(plan: Plan, table: LabelTable, overlap: float) -> dict[str,
 
 def _network(plan: Plan) -> dict[str, Any]:
     """The arguments of genseg.networks.build_segmenter; the export checks that the weights fit."""
+    if plan.segmenter != DEFAULT:
+        own = segmenter_arguments(plan)
+        if plan.prompts is None:
+            return {"_target_": "scripts.segmenters.build"} | own
+        return {"_target_": "scripts.prompted.prompted_segmenter"} | plan.prompts.arguments() | own
     arguments = {name: list(v) if isinstance(v, tuple) else v for name, v in dynunet_arguments(plan).items()}
     arguments["deep_supervision"] = False
     if plan.prompts is None:

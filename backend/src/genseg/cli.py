@@ -4,6 +4,7 @@ Everything heavy is imported inside the commands: `genseg --help` must not wait 
 """
 
 import json
+import re
 import tempfile
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +17,7 @@ from genseg import __version__
 from genseg.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, Fault, InputFaults
 from genseg.runfolder import RunFolder, need_free
 from genseg.session import Session, serve, use_utf8
-from genseg.settings import PARTS, MetaMethod, MetaSettings, Method, Settings, parse_budget
+from genseg.settings import PARTS, SEGMENTERS, MetaMethod, MetaSettings, Method, Settings, parse_budget
 
 app = typer.Typer(
     help="Train a generator and a segmenter jointly from a handful of labelled scans.",
@@ -165,7 +166,9 @@ def train(
         typer.Option(metavar="PART", help=f"Leave out a part of versemi: {', '.join(PARTS)}.", hidden=True),
     ] = None,
     generator: Annotated[Literal["spade"], typer.Option(help="Generator network.")] = "spade",
-    segmenter: Annotated[Literal["dynunet"], typer.Option(help="Segmenter network.")] = "dynunet",
+    segmenter: Annotated[
+        str, typer.Option(help=f"Segmenter network: {', '.join(SEGMENTERS)}, or your own: package.module:factory.")
+    ] = "dynunet",
     budget: Annotated[
         Optional[str], typer.Option(help="quick (5 min, the default), standard, thorough, or a time: 90s, 5m, 2h.")
     ] = None,
@@ -191,6 +194,11 @@ def train(
         raise typer.BadParameter("give --out RUN, the folder for the results")
     if unknown := set(without or []) - set(PARTS):
         raise typer.BadParameter(f"versemi has no part {', '.join(sorted(unknown))}; it has {', '.join(PARTS)}")
+    if segmenter not in SEGMENTERS and not re.fullmatch(r"[\w.]+:\w+", segmenter):
+        raise typer.BadParameter(
+            f"there is no segmenter '{segmenter}': choose {', '.join(SEGMENTERS)}, or name your own network as "
+            "package.module:factory"
+        )
     limits = _limits(budget, iterations, "quick")
     settings = Settings(
         dataset=datasets[0].absolute(),

@@ -17,6 +17,7 @@ from genseg.bundle_config import PHOTO_FILES, VOLUME_FILES, inference_config
 from genseg.errors import DamagedFile, RunFailed
 from genseg.inference import OVERLAP
 from genseg.networks import build_segmenter
+from genseg.networks.segmenter import DEFAULT
 from genseg.plan import Plan
 from genseg.prepare import MOST_UNLABELLED, STYLE_SCANS
 from genseg.runfolder import RunFolder, read_json, replacing, write_json
@@ -49,10 +50,8 @@ def export_bundle(run: RunFolder, out: Path) -> None:
     _write(out / "models" / "model.safetensors", lambda path: save_model(network, str(path)))
     weights = network.state_dict()
     _write(out / "models" / "model.pt", lambda path: torch.save(weights, path))  # the name that MONAI's tools look for
-    if plan.prompts is not None:  # the one network that MONAI does not have
-        source = resources.files("genseg.networks").joinpath("prompted.py").read_text(encoding="utf-8")
-        _write_text(out / "scripts" / "prompted.py", source)
-        _write_text(out / "scripts" / "__init__.py", "")
+    for name, source in _sources(plan).items():
+        _write_text(out / "scripts" / name, source)
     write_json(out / "configs" / "inference.json", inference_config(plan, study.labels, OVERLAP))
     write_json(out / "configs" / "label_table.json", study.labels.model_dump(mode="json"))
     write_json(out / "configs" / "plan.json", plan.model_dump(mode="json"))
@@ -61,6 +60,17 @@ def export_bundle(run: RunFolder, out: Path) -> None:
     write_json(
         out / "configs" / "metadata.json", metadata(plan, study, settings, seen)
     )  # last: now the bundle is complete
+
+
+def _sources(plan: Plan) -> dict[str, str]:
+    """Our own files, by their names, that make what MONAI alone does not have."""
+    networks = resources.files("genseg.networks")
+    files = [networks.joinpath("prompted.py")] if plan.prompts is not None else []
+    own = {file.name: file.read_text(encoding="utf-8") for file in files}
+    if plan.segmenter != DEFAULT:
+        folder = [file for file in networks.joinpath("segmenters").iterdir() if file.name.endswith(".py")]
+        own |= {f"segmenters/{file.name}": file.read_text(encoding="utf-8") for file in folder}
+    return own | {"__init__.py": ""} if own else {}
 
 
 def _network_with_weights(plan: Plan, weights: Path) -> nn.Module:
@@ -99,7 +109,7 @@ def _write_text(path: Path, text: str) -> None:
 def metadata(plan: Plan, study: Study, settings: Settings, trained_on: str) -> dict[str, Any]:
     """configs/metadata.json after MONAI's bundle specification."""
     names = ", ".join(label.name for label in study.labels.structures)
-    network = "DynUNet with prompts" if plan.prompts else "DynUNet"
+    network = ("DynUNet" if plan.segmenter == DEFAULT else plan.segmenter) + (" with prompts" if plan.prompts else "")
     return {
         "schema": SCHEMA,
         "version": BUNDLE_VERSION,
@@ -138,7 +148,8 @@ def _trained_on(study: Study, settings: Settings, origin: list[dict[str, Any]]) 
 def _required_packages(plan: Plan) -> dict[str, str]:
     """What the bundle needs beside MONAI. Its reader of images need not be installed where the bundle is written."""
     reader, tested = ("pillow", "11.0.0") if plan.photos else ("nibabel", "5.3.0")
-    return {"safetensors": version_of("safetensors") or "0.5.0", reader: version_of(reader) or tested}
+    needed = {"safetensors": version_of("safetensors") or "0.5.0", reader: version_of(reader) or tested}
+    return needed | ({"einops": version_of("einops") or "0.8.0"} if plan.segmenter == "swin_unetr" else {})
 
 
 def _kind(plan: Plan) -> str:

@@ -74,6 +74,7 @@ class Plan(BaseModel):
     batch: int
     normalisation: list[Normalisation]
     mirror_axes: list[int]  # network axes along which a mirrored scan is as plausible as the scan
+    segmenter: str = "dynunet"
     filters: list[int]
     kernels: list[int]
     strides: list[int]

@@ -20,6 +20,7 @@ from genseg.events import EventLog, Progress
 from genseg.imageio import Scan, UnusableImage, read_label, read_scan
 from genseg.likeness import Unlike, unlike
 from genseg.methods.synthesis import layout_of
+from genseg.networks.segmenter import with_segmenter
 from genseg.plan import Plan
 from genseg.preprocess import WorkingCase, colours_of, label_to_working_grid, to_working_grid
 from genseg.runfolder import RunFolder
@@ -98,7 +99,7 @@ def load(
     """
     pairs = _every(studies, lambda study: _read_all(study.training, lambda case: _read_pair(case, study)))
     if plans is None:
-        plans = make_plans(studies, pairs, device)
+        plans = [with_segmenter(plan, settings.segmenter) for plan in make_plans(studies, pairs, device)]
         plans = plans if shape is None else [shape(plan) for plan in plans]
         if settings.mixes or len(studies) > 1:
             prompts = prompts_of(studies, dynamic=settings.mixes and "prompts" not in settings.without)

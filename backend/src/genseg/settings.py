@@ -12,6 +12,7 @@ Method = Literal["genseg+versemi", "versemi", "genseg", "separate", "supervised"
 MetaMethod = Literal["imaml", "first-order", "reptile", "pretrain"]
 Part = Literal["prompts", "auxiliary", "synthetic-task", "consistency", "teacher"]  # of versemi
 PARTS: tuple[Part, ...] = get_args(Part)
+SEGMENTERS = ("dynunet", "unet", "attention_unet", "segresnet", "swin_unetr", "deeplabv3")
 BUDGETS = {"quick": 5 * 60.0, "standard": 30 * 60.0, "thorough": 2 * 3600.0}
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -53,7 +54,7 @@ class Settings(BaseModel):
         default=None, ge=0, description="fix the weight of the synthetic loss instead of learning it; 0 switches it off"
     )
     generator: Literal["spade"] = "spade"
-    segmenter: Literal["dynunet"] = "dynunet"
+    segmenter: str = Field(default="dynunet", description="one of SEGMENTERS, or package.module:factory")
     versions: dict[str, str] = Field(default_factory=dict, description="of Python and the libraries, filled at start")
 
     def resolve(self, unlabelled: bool) -> None:

@@ -54,6 +54,9 @@ class StartingModel:
     def shape(self, plan: Plan) -> Plan:
         """The plan with the network of this model. Raises RunFailed where the model cannot serve such scans."""
         mine, needed = self.plan.channels, plan.channels
+        if self.plan.segmenter != plan.segmenter:
+            message = f"The starting model {self.path} is a '{self.plan.segmenter}', not a '{plan.segmenter}'."
+            raise RunFailed("init_unfit", message, f"Give --segmenter {self.plan.segmenter}, or leave out --init.")
         if self.plan.dims != plan.dims or (self.general and mine != needed and 1 not in (mine, needed)):
             theirs, ours = (f"a {one.dims}D network for {one.channels} channel(s)" for one in (self.plan, plan))
             raise RunFailed(

@@ -83,14 +83,15 @@ def adam_rates(optimiser: torch.optim.Optimizer, parameters: Parameters) -> Para
     return rates
 
 
-class _WrittenOutInstanceNorm(TorchFunctionMode):
-    """Instance norm from its formula: torch (2.13) differentiates the forward mode of its own wrongly.
+class _WrittenOutNorms(TorchFunctionMode):
+    """Instance and layer norm from their formula: torch (2.13) differentiates the forward mode of its own wrongly.
 
-    The tangent itself is right, its gradient is not; mean(x^3) of an instance norm shows it.
+    The tangent itself is right, its gradient is not; mean(x^3) of such a norm shows it.
     """
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
-        return (_instance_norm if function is F.instance_norm else function)(*arguments, **(named or {}))
+        written_out = {F.instance_norm: _instance_norm, F.layer_norm: _layer_norm}
+        return written_out.get(function, function)(*arguments, **(named or {}))
 
 
 def _instance_norm(
@@ -105,15 +106,28 @@ def _instance_norm(
 ) -> Tensor:
     """The signature of torch's own; without running statistics."""
     axes, wide = list(range(2, x.ndim)), [1, -1] + [1] * (x.ndim - 2)
-    centred = x - x.mean(axes, keepdim=True)
-    y = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    y = _normed(x, axes, eps)
     y = y if weight is None else y * weight.view(wide)
     return y if bias is None else y + bias.view(wide)
 
 
+def _layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """The signature of torch's own."""
+    y = _normed(x, list(range(-len(shape), 0)), eps)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def _normed(x: Tensor, axes: list[int], eps: float) -> Tensor:
+    centred = x - x.mean(axes, keepdim=True)
+    return centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+
+
 def slope_along(loss: Loss, at: Parameters, direction: Parameters) -> Tensor:
     """⟨∇ loss, direction⟩, which can be differentiated once more."""
-    with _WrittenOutInstanceNorm():
+    with _WrittenOutNorms():
         return jvp(loss, (at,), (direction,))[1]
 
 

@@ -126,6 +126,18 @@ class PromptedSegmenter(nn.Module):
         return self.prompts - 1
 
 
+class Features(nn.Module):
+    """Any network as the backbone: what it puts out are features, and they stand in for a bottleneck."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        features = self.network(x)
+        return features, features, []
+
+
 def _with_background(logits: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)
 
@@ -133,6 +145,17 @@ def _with_background(logits: Tensor) -> Tensor:
 def prompted_dynunet(prompts: int, tasks: Sequence[int], dynamic: bool, **arguments: Any) -> PromptedSegmenter:
     """`arguments` are DynUNet's. `tasks`: the prompts that `forward` asks, in the order of the study's structures."""
     dims, filters = arguments["spatial_dims"], arguments["filters"]
-    backbone = DynUNetFeatures(**arguments)
-    head = DynamicHead(dims, filters[0], filters[-1], prompts) if dynamic else StaticHead(dims, filters[0], prompts)
-    return PromptedSegmenter(backbone, head, prompts, tasks)
+    head = _head(dims, filters[0], filters[-1], prompts, dynamic)
+    return PromptedSegmenter(DynUNetFeatures(**arguments), head, prompts, tasks)
+
+
+def prompted_segmenter(prompts: int, tasks: Sequence[int], dynamic: bool, **arguments: Any) -> PromptedSegmenter:
+    """`arguments` are those of `segmenters.build`, whose outputs are the features that the head sees."""
+    from .segmenters import build
+
+    dims, width = arguments["dims"], arguments["outputs"]
+    return PromptedSegmenter(Features(build(**arguments)), _head(dims, width, width, prompts, dynamic), prompts, tasks)
+
+
+def _head(dims: int, features: int, bottleneck: int, prompts: int, dynamic: bool) -> nn.Module:
+    return DynamicHead(dims, features, bottleneck, prompts) if dynamic else StaticHead(dims, features, prompts)
