@@ -76,6 +76,7 @@ class GenSegSlicerParameterNode:
     budget: str = "quick"
     minutes: Annotated[int, WithinRange(1, 2880)] = 15
     method: str = "auto"
+    generator: str = "spade"
     segmenter: str = "dynunet"
     device: str = "auto"
     useUnlabeled: bool = True

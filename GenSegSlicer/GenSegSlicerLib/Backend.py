@@ -36,6 +36,7 @@ class TrainSettings:
     syntheticWeight: float | None = None
     learnUnlabelled: bool = True
     segmenter: str = "dynunet"
+    generator: str = "spade"
 
 
 class Backend:
@@ -92,7 +93,7 @@ class Backend:
         if settings.iterations is not None:
             limit = ["--iterations", str(settings.iterations)]
         command = self._command("train", _path(settings.dataset), "--out", _path(settings.out), *limit)
-        command += ["--method", settings.method, "--segmenter", settings.segmenter]
+        command += ["--method", settings.method, "--generator", settings.generator, "--segmenter", settings.segmenter]
         command += ["--device", settings.device, "--seed", str(settings.seed)]
         optional = {
             "--init": None if settings.init is None else _path(settings.init),

@@ -108,6 +108,7 @@ class Work:
             dataset=dataset,
             out=run,
             method=chosen.method,
+            generator=chosen.generator,
             segmenter=chosen.segmenter,
             budget=seconds,
             device=chosen.device,

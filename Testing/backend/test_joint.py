@@ -16,7 +16,7 @@ from genseg.methods.joint import GATE, META_EVERY, READ_BACK_WEIGHT, Joint, Stag
 from genseg.methods.losses import deep_segmentation_loss, dice_agreement, one_hot, segmentation_loss
 from genseg.methods.synthesis import label_of, meta_plan, soft_label_of, synthesise
 from genseg.networks import build_discriminator
-from genseg.networks.generator import style_of
+from genseg.networks.generators import style_of
 from genseg.preprocess import WorkingCase
 from genseg.randomness import stream
 from genseg.schedule import FOLDS, LEVEL3_UNTIL, SYNTHETIC_FROM, Clock, learning_rate, stage_at

@@ -10,7 +10,9 @@ from method_rig import built, prepared
 from genseg.methods.level3 import SHARE_RANGE, STRENGTH_RANGE, WEIGHT_RANGE, MetaParameters
 from genseg.methods.losses import one_hot
 from genseg.networks import build_discriminator, build_generator, build_segmenter
-from genseg.networks.generator import KERNELS, MixedUpConv, SpadeGenerator, style_of
+from genseg.networks.generators import MADE, style_of
+from genseg.networks.generators.mixed import MixedDownConv, MixedUpConv
+from genseg.networks.generators.spade import SpadeGenerator
 from genseg.plan import Normalisation, Plan
 
 SHAPES = [(2, [32, 32]), (2, [48, 32]), (2, [16, 80]), (3, [16, 16, 16]), (3, [8, 24, 16])]
@@ -29,15 +31,34 @@ def small_plan(dims: int, patch: list[int], channels: int = 2, classes: int = 3)
     )  # fmt: skip
 
 
+SIZES = [(2, 4, 6), (4, 6, 8)]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("dims", [2, 3])
-def test_the_mixture_is_the_weighted_sum_of_three_transposed_convolutions(dims):
+def test_the_mixture_is_the_weighted_sum_of_three_convolutions_that_halve(dims, sizes):
     torch.manual_seed(0)
-    layer = MixedUpConv(dims, 3, 5).double()
+    layer = MixedDownConv(dims, 3, 5, sizes).double()
+    layer.bias.data.normal_()
+    x, mixture = torch.randn(2, 3, *[12, 10, 8][:dims], dtype=torch.float64), torch.tensor([0.3, -1.0, 0.7]).double()
+    convolve = F.conv2d if dims == 2 else F.conv3d
+    separate = [convolve(x, k, stride=2, padding=(k.shape[-1] - 2) // 2) for k in layer.kernels]
+    assert [k.shape[-1] for k in layer.kernels] == list(sizes)
+    assert {tuple(s.shape[2:]) for s in separate} == {tuple(n // 2 for n in x.shape[2:])}
+    expected = sum(w * s for w, s in zip(mixture.softmax(0), separate, strict=True))
+    assert torch.allclose(layer(x, mixture), expected + layer.bias.view(-1, *[1] * dims), atol=1e-10)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_mixture_is_the_weighted_sum_of_three_transposed_convolutions(dims, sizes):
+    torch.manual_seed(0)
+    layer = MixedUpConv(dims, 3, 5, sizes).double()
     layer.bias.data.normal_()
     x, mixture = torch.randn(2, 3, *[6, 5, 4][:dims], dtype=torch.float64), torch.tensor([0.3, -1.0, 0.7]).double()
     convolve = F.conv_transpose2d if dims == 2 else F.conv_transpose3d
     separate = [convolve(x, k, stride=2, padding=(k.shape[-1] - 2) // 2) for k in layer.kernels]
-    assert [k.shape[-1] for k in layer.kernels] == list(KERNELS) == [2, 4, 6]
+    assert [k.shape[-1] for k in layer.kernels] == list(sizes)
     assert {tuple(s.shape[2:]) for s in separate} == {tuple(2 * n for n in x.shape[2:])}
     expected = sum(w * s for w, s in zip(mixture.softmax(0), separate, strict=True))
     expected = expected + layer.bias.view(-1, *[1] * dims)
@@ -46,7 +67,7 @@ def test_the_mixture_is_the_weighted_sum_of_three_transposed_convolutions(dims):
 
 def test_the_mixtures_gradient_is_that_of_the_three_convolutions():
     torch.manual_seed(0)
-    layer, x = MixedUpConv(2, 3, 4).double(), torch.randn(1, 3, 5, 5, dtype=torch.float64)
+    layer, x = MixedUpConv(2, 3, 4, (2, 4, 6)).double(), torch.randn(1, 3, 5, 5, dtype=torch.float64)
     slopes = []
     for way in ("one", "three"):
         mixture = torch.tensor([0.3, -1.0, 0.7]).double().requires_grad_()
@@ -63,13 +84,16 @@ def test_the_mixtures_gradient_is_that_of_the_three_convolutions():
     assert float(slopes[0].sum()) == pytest.approx(0, abs=1e-6 * float(slopes[0].abs().max()))
 
 
-@pytest.fixture(params=SHAPES, ids=lambda s: f"{s[0]}D-{'x'.join(map(str, s[1]))}")
+@pytest.fixture(
+    params=[(name, *shape) for name in MADE for shape in SHAPES],
+    ids=lambda s: f"{s[0]}-{s[1]}D-{'x'.join(map(str, s[2]))}",
+)
 def generation(request):
     """A generator with drawn weights (style layers too, which start at nothing) and all that it is given."""
-    dims, patch = request.param
+    name, dims, patch = request.param
     plan = small_plan(dims, patch)
     torch.manual_seed(1)
-    generator = build_generator(plan, 7)
+    generator = build_generator(plan, 7, name)
     for p in generator.parameters():
         if not p.detach().any():
             p.data.normal_(std=0.1)
@@ -104,10 +128,11 @@ def test_everything_that_the_generator_is_given_changes_the_image(generation, pa
 def test_the_style_scales_and_shifts_every_block(generation, block):
     generator, _, given = generation
     generator.style_out.weight.data.zero_()
+    styles = generator.styles if hasattr(generator, "styles") else [one.style for one in generator.blocks]
     for part in ("scale", "shift"):
-        for other in generator.blocks:
-            other.style.weight.data.zero_()
-        layer = generator.blocks[block].style
+        for other in styles:
+            other.weight.data.zero_()
+        layer = styles[block]
         half = slice(0, len(layer.bias) // 2) if part == "scale" else slice(len(layer.bias) // 2, None)
         layer.weight.data[half].normal_(generator=rng(1))
         changed = [given[0], given[1] + 1, *given[2:]]

@@ -357,7 +357,7 @@ def test_an_external_python_may_be_named_by_its_environment(tmp_path):
 def every(backend: Backend, folder: Path) -> dict[str, list[str]]:
     settings = TrainSettings(
         folder / "Studie ü", folder / "-run", "supervised", 90.4, None, "cuda:1", folder / "alt", 7, 3, 0, 0.5, False,
-        "unet",
+        "unet", "pix2pix",
     )  # fmt: skip
     images = [folder / "a b.nrrd", folder / "脾.nrrd"]
     return {
@@ -376,7 +376,7 @@ def test_the_commands_carry_every_setting_and_only_absolute_paths(tmp_path):
     assert train[3:7] == ["train", str(tmp_path / "Studie ü"), "--out", str(tmp_path / "-run")]
     pairs = dict(zip(train[5:-2:2], train[6:-2:2], strict=True))
     expected = {"--budget": "90s", "--method": "supervised", "--device": "cuda:1", "--init": str(tmp_path / "alt")}
-    expected |= {"--segmenter": "unet", "--seed": "7"}
+    expected |= {"--generator": "pix2pix", "--segmenter": "unet", "--seed": "7"}
     expected |= {"--labelled": "3", "--unlabelled": "0", "--synthetic-weight": "0.5"}
     assert pairs == expected | {"--out": str(tmp_path / "-run")}
     for name in ("train", "resume", "predict"):

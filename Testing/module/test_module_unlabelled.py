@@ -124,20 +124,28 @@ def test_the_method_is_left_to_the_program_unless_one_is_chosen_and_each_of_the_
 
 
 def test_each_network_of_the_program_can_be_chosen_is_asked_for_and_comes_back_with_the_scene(opened, backend):
-    combo = opened.ui.segmenterComboBox
-    known = backend("from genseg.settings import SEGMENTERS; print(*SEGMENTERS)").split()
-    assert [combo.itemData(i) for i in range(combo.count)] == known and combo.currentData == "dynunet"
-    assert len({combo.itemText(i) for i in range(combo.count)}) == combo.count
-    opened.rig.select(combo, "Residual U-Net")
+    names = "import typing; from genseg.settings import SEGMENTERS, GeneratorName as G; "
+    for field, known, (words, chosen) in (
+        ("segmenter", "print(*SEGMENTERS)", ("Residual U-Net", "unet")),
+        ("generator", "print(*typing.get_args(G))", ("pix2pix with searched layers: slow in 3D", "pix2pix")),
+    ):
+        combo = getattr(opened.ui, f"{field}ComboBox")
+        choices = [combo.itemData(i) for i in range(combo.count)]
+        assert choices == backend(names + known).split() and combo.currentData == choices[0]
+        assert len({combo.itemText(i) for i in range(combo.count)}) == combo.count
+        opened.rig.select(combo, words)
+        assert combo.currentData == chosen
     command = pressed(opened)
     assert command[command.index("--segmenter") + 1] == "unet"
+    assert command[command.index("--generator") + 1] == "pix2pix"
     saved = opened.rig.saveScene(opened.folder / "scene")
     opened.rig.closeScene()
     opened.rig.pump(0.3)
-    assert combo.currentData == "dynunet"
+    assert opened.ui.segmenterComboBox.currentData == "dynunet" and opened.ui.generatorComboBox.currentData == "spade"
     opened.rig.openScene(saved)
     opened.rig.pump(0.3)
-    assert combo.currentData == opened.widget._parameterNode.segmenter == "unet"
+    assert opened.ui.segmenterComboBox.currentData == opened.widget._parameterNode.segmenter == "unet"
+    assert opened.ui.generatorComboBox.currentData == opened.widget._parameterNode.generator == "pix2pix"
 
 
 def test_the_tool_tip_and_the_help_say_what_it_means_and_what_happens_in_any_case(opened):

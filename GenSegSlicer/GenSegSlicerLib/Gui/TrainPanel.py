@@ -27,6 +27,7 @@ class TrainPanel:
         for combo, name in (
             (ui.budgetComboBox, "budget"),
             (ui.methodComboBox, "method"),
+            (ui.generatorComboBox, "generator"),
             (ui.segmenterComboBox, "segmenter"),
             (ui.deviceComboBox, "device"),
         ):
@@ -62,6 +63,11 @@ class TrainPanel:
             ("supervised", _("No generator, only your labels")),
         ):
             ui.methodComboBox.addItem(text, key)
+        for key, text in (
+            ("spade", _("SPADE")),
+            ("pix2pix", _("pix2pix with searched layers: slow in 3D")),
+        ):
+            ui.generatorComboBox.addItem(text, key)
         for key, text in (
             ("dynunet", _("U-Net of nnU-Net (DynUNet)")),
             ("unet", _("Residual U-Net")),
@@ -104,6 +110,7 @@ class TrainPanel:
             for combo, value in (
                 (ui.budgetComboBox, parameters.budget),
                 (ui.methodComboBox, parameters.method),
+                (ui.generatorComboBox, parameters.generator),
                 (ui.segmenterComboBox, parameters.segmenter),
                 (ui.deviceComboBox, parameters.device),
             ):

@@ -17,8 +17,9 @@ from genseg import __version__
 from genseg.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, Fault, InputFaults
 from genseg.runfolder import RunFolder, need_free
 from genseg.session import Session, serve, use_utf8
-from genseg.settings import PARTS, SEGMENTERS, MetaMethod, MetaSettings, Method, Settings, parse_budget
+from genseg.settings import PARTS, SEGMENTERS, GeneratorName, MetaMethod, MetaSettings, Method, Settings, parse_budget
 
+SEGMENTER_HELP = f"{', '.join(SEGMENTERS)}, or your own as package.module:factory"
 app = typer.Typer(
     help="Train a generator and a segmenter jointly from a handful of labelled scans.",
     epilog="Exit status: 0 done, 2 bad input, 3 stopped on request with a usable model, 1 anything else.",
@@ -165,10 +166,8 @@ def train(
         Optional[list[str]],
         typer.Option(metavar="PART", help=f"Leave out a part of versemi: {', '.join(PARTS)}.", hidden=True),
     ] = None,
-    generator: Annotated[Literal["spade"], typer.Option(help="Generator network.")] = "spade",
-    segmenter: Annotated[
-        str, typer.Option(help=f"Segmenter network: {', '.join(SEGMENTERS)}, or your own: package.module:factory.")
-    ] = "dynunet",
+    generator: Annotated[GeneratorName, typer.Option(help="Generator network.")] = "spade",
+    segmenter: Annotated[str, typer.Option(help=f"Segmenter network: {SEGMENTER_HELP}.")] = "dynunet",
     budget: Annotated[
         Optional[str], typer.Option(help="quick (5 min, the default), standard, thorough, or a time: 90s, 5m, 2h.")
     ] = None,
@@ -195,10 +194,7 @@ def train(
     if unknown := set(without or []) - set(PARTS):
         raise typer.BadParameter(f"versemi has no part {', '.join(sorted(unknown))}; it has {', '.join(PARTS)}")
     if segmenter not in SEGMENTERS and not re.fullmatch(r"[\w.]+:\w+", segmenter):
-        raise typer.BadParameter(
-            f"there is no segmenter '{segmenter}': choose {', '.join(SEGMENTERS)}, or name your own network as "
-            "package.module:factory"
-        )
+        raise typer.BadParameter(f"there is no segmenter '{segmenter}'; choose {SEGMENTER_HELP}")
     limits = _limits(budget, iterations, "quick")
     settings = Settings(
         dataset=datasets[0].absolute(),
@@ -335,11 +331,13 @@ def synthesize(
     def body(session: Session) -> int:
         _need_run(run)
         need_free(out)
+        from genseg.synthesize import architecture
         from genseg.synthesize import synthesize as make
 
         written = make(run, count, out, device, seed, session.log)
         if not events:
             session.print(f"{written} pairs written to {out}")
+            session.print(architecture(out))
         return EXIT_OK if written else EXIT_FAILED
 
     serve(body, programs=events)

@@ -10,6 +10,7 @@ from genseg.runfolder import read_model, write_json
 
 Method = Literal["genseg+versemi", "versemi", "genseg", "separate", "supervised"]
 MetaMethod = Literal["imaml", "first-order", "reptile", "pretrain"]
+GeneratorName = Literal["spade", "pix2pix"]
 Part = Literal["prompts", "auxiliary", "synthetic-task", "consistency", "teacher"]  # of versemi
 PARTS: tuple[Part, ...] = get_args(Part)
 SEGMENTERS = ("dynunet", "unet", "attention_unet", "segresnet", "swin_unetr", "deeplabv3")
@@ -53,7 +54,7 @@ class Settings(BaseModel):
     synthetic_weight: float | None = Field(
         default=None, ge=0, description="fix the weight of the synthetic loss instead of learning it; 0 switches it off"
     )
-    generator: Literal["spade"] = "spade"
+    generator: GeneratorName = "spade"
     segmenter: str = Field(default="dynunet", description="one of SEGMENTERS, or package.module:factory")
     versions: dict[str, str] = Field(default_factory=dict, description="of Python and the libraries, filled at start")
 

@@ -249,7 +249,7 @@ def _asked(network: nn.Module, plan: Plan) -> nn.Module:
 def _build_synthesis(prepared: Prepared, settings: Settings) -> Synthesis:
     plan, device, seed = prepared.plan, prepared.device, settings.seed
     layouts = plan.classes + CLUSTERS
-    generator = device.place(seeded(seed, "generator", lambda: build_generator(plan, layouts)))
+    generator = device.place(seeded(seed, "generator", lambda: build_generator(plan, layouts, settings.generator)))
     discriminator = device.place(seeded(seed, "discriminator", lambda: build_discriminator(plan, layouts)))
     sources = Sources.of(prepared.labelled, prepared.unlabelled, prepared.study.patients, plan, seed)
     rng = stream(seed, "meta parameters")

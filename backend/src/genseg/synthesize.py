@@ -22,8 +22,9 @@ from genseg.preprocess import WorkingCase
 from genseg.randomness import stream
 from genseg.runfolder import RunFolder, read_json, write_json
 from genseg.settings import Settings
-from genseg.state import RunState, build_state
+from genseg.state import Part, RunState, build_state
 
+ARCHITECTURE = "architecture.json"
 NEAR_COPY = 0.95  # correlation with a training image from which a synthetic one counts as its copy
 
 
@@ -170,4 +171,24 @@ def synthesize(run: Path, count: int, out: Path, device: str, seed: int, log: Ev
         part.joint.synthesis.sources.styles.excluded = Exclusions(own, log).last()
         write_pairs(state.alone(part), 1, out, log, seed=seed * 100_003 + number, first=number)
         log.emit(Progress(phase="predict", step=number + 1, total=count))
+    write_json(out / ARCHITECTURE, {part.prepared.study.name: _architecture(part) for part in state.parts})
     return count
+
+
+def architecture(out: Path) -> str:
+    """What `synthesize` wrote to `out` of the generators' kernels, for people."""
+    lines = []
+    for study, layers in read_json(out / ARCHITECTURE).items():
+        lines.append(f"Learned kernels of the generator for {study} (size: share of a layer's mixture)")
+        for layer, shares in layers.items():
+            lines.append(f"  {layer}: " + ", ".join(f"{size}: {share:.0%}" for size, share in shares.items()))
+    return "\n".join(lines)
+
+
+def _architecture(part: Part) -> dict[str, dict[str, float]]:
+    """What level 3 made of each layer whose kernel is searched: {layer: {kernel size: share}}."""
+    assert part.joint.synthesis is not None
+    layers: dict[str, dict[str, float]] = {}
+    for layer, size, share in part.joint.synthesis.meta.architecture():
+        layers.setdefault(layer, {})[str(size)] = round(share, 4)
+    return layers

@@ -25,7 +25,7 @@ from genseg.methods.losses import (
 )
 from genseg.methods.synthesis import Sources, SyntheticDraw, label_of, soft_label_of, synthesise
 from genseg.methods.versemi import Mixing, Side, fitted, labelled_side, mix_loss, mixed_image, taught_side
-from genseg.networks.generator import SpadeGenerator, style_of
+from genseg.networks.generators import Generator, style_of
 from genseg.networks.prompted import PromptedSegmenter
 from genseg.plan import Plan
 from genseg.randomness import stream
@@ -50,7 +50,7 @@ class Averaged(Protocol):
 class Synthesis:
     """Everything that only the methods with a generator need."""
 
-    generator: SpadeGenerator
+    generator: Generator
     discriminator: nn.Module
     meta: MetaParameters
     generator_optimiser: torch.optim.Optimizer

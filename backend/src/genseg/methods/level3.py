@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from genseg.augment import OPERATIONS
-from genseg.networks.generator import SpadeGenerator
+from genseg.networks.generators import Generator
 
 STRENGTH_RANGE = (0.1, 2.5)
 SHAPE_RANGE = (0.1, 1.2)  # of the way to another patient's shape; much beyond it nobody looks so
@@ -24,13 +24,15 @@ class MetaParameters(nn.Module):
     """The parameters A. Bounded quantities are stored as logits and read through the properties."""
 
     def __init__(
-        self, generator: SpadeGenerator, rng: torch.Generator, fixed_weight: float | None = None,
+        self, generator: Generator, rng: torch.Generator, fixed_weight: float | None = None,
         operations: Sequence[str] = OPERATIONS, consistent: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.operations = tuple(operations)
         self.fixed_weight = fixed_weight
-        self.mixture = nn.Parameter(1e-3 * torch.randn(generator.levels, 3, generator=rng))
+        self.mixed, self.kernel_sizes = generator.mixed, generator.kernel_sizes
+        shape = len(self.mixed), len(self.kernel_sizes)
+        self.mixture = nn.Parameter(1e-3 * torch.randn(shape, generator=rng))
         self.noise_log = nn.Parameter(torch.full((generator.levels + 1,), math.log(0.1)))
         self.style_log = nn.Parameter(torch.full((1,), math.log(0.2)))  # spread about a real style, in SDs of styles
         ranges = [self._range(name) for name in self.operations]
@@ -79,7 +81,16 @@ class MetaParameters(nn.Module):
         values["meta/synthetic_share"] = float(self.share().detach())
         values["meta/style_spread"] = float(self.style_log.detach().exp())
         values["meta/noise"] = float(self.noise_log.detach().exp().mean())
-        return values
+        return values | {f"meta/kernel/{size}/{layer}": share for layer, size, share in self.architecture()}
+
+    def architecture(self) -> list[tuple[str, int, float]]:
+        """(layer, kernel size, share of the mixture) of every layer whose kernel is searched."""
+        shares = self.mixture.detach().softmax(1).tolist()
+        return [
+            (layer, size, share)
+            for layer, row in zip(self.mixed, shares, strict=True)
+            for size, share in zip(self.kernel_sizes, row, strict=True)
+        ]
 
 
 def _bounded(logit: Tensor, bounds: tuple[float, float]) -> Tensor:

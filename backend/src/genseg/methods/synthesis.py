@@ -11,7 +11,7 @@ from genseg.augment import OPERATIONS, IntensityDraw, Strength, apply_intensity,
 from genseg.methods.hypergradient import Parameters, call
 from genseg.methods.level3 import MetaParameters
 from genseg.methods.shapes import ShapePool
-from genseg.networks.generator import SpadeGenerator, style_of
+from genseg.networks.generators import Generator, style_of
 from genseg.plan import Plan
 from genseg.preprocess import WorkingCase
 from genseg.randomness import stream
@@ -168,7 +168,7 @@ class SyntheticDraw:
 
     @classmethod
     def make(
-        cls, n: int, sampler: Sampler, sources: Sources, generator: SpadeGenerator, rng: torch.Generator,
+        cls, n: int, sampler: Sampler, sources: Sources, generator: Generator, rng: torch.Generator,
         among: list[int] | None = None,
     ) -> "SyntheticDraw":  # fmt: skip
         batch = sampler.draw(n, rng, among)
@@ -198,7 +198,7 @@ class SyntheticDraw:
 
 
 def synthesise(
-    draw: SyntheticDraw, layout: Tensor, generator: SpadeGenerator, weights: Parameters | None, meta: MetaParameters,
+    draw: SyntheticDraw, layout: Tensor, generator: Generator, weights: Parameters | None, meta: MetaParameters,
     strength: Strength,
 ) -> Tensor:  # fmt: skip
     """Layout shares [n, L, *patch] → image [n, C, *patch], intensities changed as drawn. No detach on this path."""

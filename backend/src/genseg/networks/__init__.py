@@ -1,7 +1,7 @@
 """The networks, built from a plan."""
 
 from genseg.networks.discriminator import build_discriminator
-from genseg.networks.generator import SpadeGenerator, build_generator
+from genseg.networks.generators import Generator, build_generator
 from genseg.networks.segmenter import build_segmenter
 
-__all__ = ["SpadeGenerator", "build_discriminator", "build_generator", "build_segmenter"]
+__all__ = ["Generator", "build_discriminator", "build_generator", "build_segmenter"]

@@ -12,6 +12,7 @@ from genseg.report.reading import Points, RunView
 MANY = 16  # longer lists of structures are folded
 MOST_ROWS = 1500  # of the table per case and label; everything stands in metrics.json
 STRENGTH = "meta/strength/"
+KERNEL = "meta/kernel/"
 KNOWN_CURVES = {
     "loss/real": "on real scans", "loss/synthetic": "on synthetic scans", "loss/validation": "on held-back scans",
     "loss/generator": "generator", "loss/discriminator": "discriminator", "dice/validation": "mean Dice",
@@ -152,7 +153,8 @@ def curves_section(run: RunView) -> Html | None:
     curves = run.curves
     panels = [panel for panel in _panels(curves) if panel.lines]
     strengths = {n.removeprefix(STRENGTH): p for n, p in curves.items() if n.startswith(STRENGTH)}
-    rest = {n: p for n, p in curves.items() if n not in KNOWN_CURVES and not n.startswith(STRENGTH)}
+    kernels = {n.removeprefix(KERNEL): p for n, p in curves.items() if n.startswith(KERNEL)}
+    rest = {n: p for n, p in curves.items() if n not in KNOWN_CURVES and not n.startswith((STRENGTH, KERNEL))}
     if not (panels or strengths or rest):
         return None
     further = [
@@ -162,6 +164,7 @@ def curves_section(run: RunView) -> Html | None:
         "section", tag("h2", "How the training went"),
         tag("div", *(chart(panel) for panel in panels), class_="charts"),
         _strengths(strengths) if strengths else None,
+        _architecture(kernels) if kernels else None,
         tag("details", tag("summary", "Further curves"), tag("div", *map(chart, further), class_="charts"))
         if rest else None,
         id="curves",
@@ -208,6 +211,19 @@ def _strengths(strengths: dict[str, Points]) -> Html:
     text = "Learned: how strongly each kind of change is applied to the synthetic scans. All lines share one scale."
     return tag("div", tag("h3", "Strength of the augmentation"), tag("p", text),
                table(["change", "start", "end", "course"], rows))  # fmt: skip
+
+
+def _architecture(kernels: dict[str, Points]) -> Html:
+    """`kernels`: {size/layer: share of the layer's mixture}."""
+    sizes = sorted({int(name.split("/")[0]) for name in kernels})
+    layers = list(dict.fromkeys(name.split("/", 1)[1] for name in kernels))
+    rows = [[layer, *(number(kernels[f"{size}/{layer}"][-1][1]) for size in sizes)] for layer in layers]
+    text = (
+        "Learned: how the generator's layers share their work between kernels of several sizes. Wide kernels look "
+        "farther around. All begin with equal shares."
+    )
+    return tag("details", tag("summary", "Architecture of the generator"), tag("p", text),
+               table(["layer", *(f"kernel {size}" for size in sizes)], rows))  # fmt: skip
 
 
 def settings_section(run: RunView) -> Html:
