@@ -6,13 +6,16 @@ from functools import partial
 import pytest
 import test_hypergradient
 import test_joint
+import torch
 from method_rig import built
+from test_networks import small_plan
 from tiny_run import run_train, tiny_study
 from typer.testing import CliRunner
 
 from genseg.cli import app
 from genseg.errors import EXIT_OK
-from genseg.networks.generators import MADE
+from genseg.networks.generators import MADE, build_generator
+from genseg.networks.generators.vae import LATENT
 from genseg.runfolder import read_json
 
 OTHERS = [name for name in MADE if name != "spade"]
@@ -55,11 +58,10 @@ def test_with_weight_0_the_weights_equal_supervised_bit_for_bit(generator, data)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
-def test_a_run_ends_and_synthesize_and_report_show_the_kernels_that_were_learned(name, data, tmp_path):
+def test_a_run_ends_and_synthesize_and_report_show_the_kernels_that_were_learned(data, tmp_path):
     study = tiny_study(data / "isic2017", tmp_path / "study", 2, 1, 1)
-    outcome = run_train(study, tmp_path / "run", iterations=28, generator=name, method="genseg")
-    assert outcome.status == EXIT_OK and read_json(outcome.run.settings)["generator"] == name
+    outcome = run_train(study, tmp_path / "run", iterations=28, generator="pix2pix", method="genseg")
+    assert outcome.status == EXIT_OK and read_json(outcome.run.settings)["generator"] == "pix2pix"
     command = ["synthesize", str(outcome.run.path), "--out", str(tmp_path / "more"), "--count", "1"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
@@ -70,3 +72,20 @@ def test_a_run_ends_and_synthesize_and_report_show_the_kernels_that_were_learned
     report = (outcome.run.path / "report.html").read_text(encoding="utf-8")
     assert "Architecture of the generator" in report
     assert all(layer in done.output and layer in report for layer in layers)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_vaes_latent_map_tells_of_the_real_image_and_costs_what_it_tells(dims):
+    torch.manual_seed(0)
+    patch = [32, 32] if dims == 2 else [16, 16, 16]
+    network = build_generator(small_plan(dims, patch), 7, "vae")
+    noise = network.draw_noise(2, patch, torch.Generator().manual_seed(1))
+    layout, real = torch.rand(2, 7, *patch), torch.randn(2, 2, *patch)
+    (known, *_), cost = network.posterior(layout, real, noise)
+    (other, *_), _ = network.posterior(layout, -real, noise)
+    assert known.shape == noise[0].shape == (2, 1 + LATENT, *[side // 4 for side in patch])
+    assert torch.equal(known[:, :1], noise[0][:, :1]) and not torch.allclose(known[:, 1:], other[:, 1:])
+    torch.nn.init.zeros_(network.moments.weight)
+    torch.nn.init.zeros_(network.moments.bias)
+    (told_nothing, *_), free = network.posterior(layout, real, noise)
+    assert float(free) == 0 < float(cost) and torch.equal(told_nothing, noise[0])

@@ -94,7 +94,7 @@ def test_level1_differs_from_separate_by_exactly_the_segmenters_gradient(data, n
     s = twin.synthesis
     image, layout = twin.sampler.load(twin.sampler.draw(2, torch.Generator().manual_seed(1)))
     noise = s.generator.draw_noise(2, twin.plan.patch, stream(twin.seed, "noise", 7))
-    fake = s.generator(one_hot(layout, s.layouts), style_of(image), noise, s.meta.mixture, s.meta.noise_log)
+    fake, _ = s.generator(one_hot(layout, s.layouts), style_of(image), noise, s.meta.mixture, s.meta.noise_log, image)
     logits = twin.segmenter(fake)
     loss = READ_BACK_WEIGHT * segmentation_loss(logits, label_of(layout, twin.plan.classes)).mean()
     names = list(alone)

@@ -66,6 +66,7 @@ class TrainPanel:
         for key, text in (
             ("spade", _("SPADE")),
             ("pix2pix", _("pix2pix with searched layers: slow in 3D")),
+            ("vae", _("Variational autoencoder")),
         ):
             ui.generatorComboBox.addItem(text, key)
         for key, text in (

@@ -24,7 +24,7 @@ Parameters = dict[str, Tensor]
 Loss = Callable[[Parameters], Tensor]
 
 
-def call(module: nn.Module, weights: Parameters, *arguments: object) -> Tensor:
+def call(module: nn.Module, weights: Parameters, *arguments: object) -> Any:
     """The module with other weights.
 
     Without tie_weights=False, torch restores a block that is registered under two names (DynUNet's

@@ -228,14 +228,15 @@ class Joint:
             s.generator.draw_noise(len(image), self.plan.patch, stream(self.seed, "noise", step)),
         )
         with self.device.autocast():
-            fake = s.generator(shares, style_of(image), noise, s.meta.mixture.detach(), s.meta.noise_log.detach())
+            learned = s.meta.mixture.detach(), s.meta.noise_log.detach()
+            fake, penalty = s.generator(shares, style_of(image), noise, *learned, image)
             score = self._score(s, fake.detach(), shares, step, "fake")
             loss_d = discriminator_loss(self._score(s, image, shares, step, "real"), score)
         s.discriminator_optimiser.zero_grad(set_to_none=True)
         loss_d.backward()
         s.discriminator_optimiser.step()
         with self.device.autocast():
-            loss_g = self._level1_loss(s, fake, image, shares, step)
+            loss_g = self._level1_loss(s, fake, image, shares, step) + penalty
             if closed_loop:
                 loss_g = loss_g + READ_BACK_WEIGHT * self._read_back(fake, layout)
         s.generator_optimiser.zero_grad(set_to_none=True)
@@ -327,8 +328,10 @@ class Joint:
         image, layout = s.meta_sampler.load(s.meta_sampler.draw(s.meta_batch, rng, stage.train))
         noise = s.generator.draw_noise(s.meta_batch, s.meta_sampler.plan.patch, rng_noise)
         shares = one_hot(layout, s.layouts)
-        fake = call(s.generator, weights, shares, style_of(image), noise, s.meta.mixture, s.meta.noise_log)
-        return self._level1_loss(s, fake, image, shares, step)
+        fake, penalty = call(
+            s.generator, weights, shares, style_of(image), noise, s.meta.mixture, s.meta.noise_log, image
+        )
+        return self._level1_loss(s, fake, image, shares, step) + penalty
 
     def _validation_batch(self, s: Synthesis, step: int, stage: Stage) -> tuple[Tensor, Tensor]:
         """Held-out scans as they are; with one labelled scan that scan, changed as the baseline changes it."""

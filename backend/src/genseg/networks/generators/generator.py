@@ -1,6 +1,7 @@
 """What every generator is given and has: the seam between it and the method."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +41,26 @@ class Generator(nn.Module):
         sizes = [[p // 2 ** (self.levels - level) for p in patch] for level in range(self.levels + 1)]
         return [torch.randn(n, 1, *size, generator=rng) for size in sizes]
 
-    def forward(self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor) -> Tensor:
+    def forward(
+        self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor,
+        real: Tensor | None = None,
+    ) -> Any:  # fmt: skip
         """layout [n, L, *patch] (shares), style [n, s], noise as drawn → image [n, C, *patch], z-scored range.
 
-        `mixture` [mixed, kernel sizes] logits and `noise_log` [levels + 1] (log SD) belong to level 3.
+        `mixture` [mixed, kernel sizes] logits and `noise_log` [levels + 1] (log SD) belong to level 3. With the `real`
+        image of the layout, as in level 1: → (image, what the generator adds to level 1's loss, 0-dim).
         """
+        if real is None:
+            return self.draw(layout, style, noise, mixture, noise_log)
+        noise, penalty = self.posterior(layout, real, noise)
+        return self.draw(layout, style, noise, mixture, noise_log), penalty
+
+    def draw(self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def posterior(self, layout: Tensor, real: Tensor, noise: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """The noise from which the real image is to be drawn again, and what it costs to know. Here: any, nothing."""
+        return noise, torch.zeros((), device=real.device)
 
 
 def widths(plan: Plan) -> list[int]:

@@ -42,7 +42,7 @@ class Pix2Pix(Generator):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor) -> Tensor:
+    def draw(self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor) -> Tensor:
         down, up = mixture[: self.levels], mixture[self.levels :]
         skips = [self.start(layout)]
         for layer, norm, of in zip(self.downs, self.down_norms, down, strict=True):

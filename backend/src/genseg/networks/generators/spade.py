@@ -39,14 +39,14 @@ class SpadeBlock(nn.Module):
 
 
 class SpadeGenerator(Generator):
-    """`filters`: coarse to fine."""
+    """`filters`: coarse to fine. `more`: channels that come beside the layout at the coarsest level."""
 
-    def __init__(self, dims: int, channels: int, layouts: int, filters: list[int]):
+    def __init__(self, dims: int, channels: int, layouts: int, filters: list[int], more: int = 0):
         levels = len(filters) - 1
         super().__init__(dims, levels, [f"up {n}" for n in range(1, levels + 1)], KERNELS)
         style = style_values(channels)
         conv = nn.Conv2d if dims == 2 else nn.Conv3d
-        self.start = conv(layouts, filters[0], 3, padding=1)
+        self.start = conv(layouts + more, filters[0], 3, padding=1)
         self.blocks = nn.ModuleList(SpadeBlock(dims, width, layouts, style) for width in filters)
         self.ups = nn.ModuleList(MixedUpConv(dims, a, b, KERNELS) for a, b in pairwise(filters))
         self.out = conv(filters[-1], channels, 3, padding=1)
@@ -54,17 +54,21 @@ class SpadeGenerator(Generator):
         nn.init.zeros_(self.style_out.weight)
         nn.init.zeros_(self.style_out.bias)
 
-    def forward(self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor) -> Tensor:
+    def draw(self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor) -> Tensor:
         pyramid = [layout]
         for _ in range(self.levels):
             pyramid.insert(0, (F.avg_pool2d if self.dims == 2 else F.avg_pool3d)(pyramid[0], 2))
-        x = self.start(pyramid[0])
+        x = self.start(self.coarsest(pyramid[0], noise[0].to(layout.device), noise_log[0]))
         for level, block in enumerate(self.blocks):
-            x = block(x, pyramid[level], style, noise[level].to(x.device) * noise_log[level].exp())
+            x = block(x, pyramid[level], style, noise[level][:, :1].to(x.device) * noise_log[level].exp())
             if level < self.levels:
                 x = self.ups[level](x, mixture[level])
         scale, shift = self.style_out(style).view(x.shape[0], 2, -1, *[1] * (x.ndim - 2)).unbind(1)
         return self.out(F.silu(x)).float() * (1 + scale) + shift
+
+    def coarsest(self, layout: Tensor, noise: Tensor, noise_log: Tensor) -> Tensor:
+        """What the first layer sees."""
+        return layout
 
 
 def make(plan: Plan, layouts: int) -> SpadeGenerator:
