@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 def small(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
@@ -25,3 +26,73 @@ class Halving(nn.Module):
 
 def other_arguments(channels: int) -> nn.Module:
     raise AssertionError("is never called")
+
+
+class Turned(nn.Module):
+    """Swaps height and width."""
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).transpose(-1, -2)
+
+
+turned = Turned
+
+
+class Checkpointed(nn.Module):
+    """Saves memory in a way that forward mode does not know."""
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.conv, x, use_reentrant=True)
+
+
+checkpointed = Checkpointed
+
+
+class Attention(nn.Module):
+    """Attention between an image's coarse places."""
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int):
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, 8, 8, stride=8)
+        self.last = nn.ConvTranspose2d(8, out_channels, 8, stride=8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+        return self.last(tokens.transpose(1, 2).reshape(x.shape))
+
+
+attention = Attention
+
+
+class UnusedAndFrozen(nn.Module):
+    """A head that is not asked, and a layer that is not to be trained."""
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int):
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, 8, 3, padding=1).requires_grad_(False)
+        self.last = nn.Conv2d(8, out_channels, 3, padding=1)
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x).relu())
+
+
+unused_and_frozen = UnusedAndFrozen
+
+
+def with_state(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
+    """Norms with running means and scales of their own, and dropout."""
+    norms = [nn.BatchNorm2d(in_channels), nn.InstanceNorm2d(in_channels, affine=True, track_running_stats=True)]
+    for norm in norms:
+        nn.init.constant_(norm.weight, 3.0)
+    return nn.Sequential(*norms, nn.Dropout(0.5), nn.Conv2d(in_channels, out_channels, 1))

@@ -20,11 +20,16 @@ PLAN = Plan(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (4, 2, 1), (5, 1, 0), (1, 1, 0)])
-def test_a_sample_in_two_halves_gives_what_the_whole_gives_in_value_gradient_and_tangent(kernel, stride, padding):
-    for slices, one in product((kernel, kernel + 1, 8, 9), (True, False)):
+CONVOLUTIONS = [(3, 1, 1, {}), (3, 2, 1, {}), (4, 2, 1, {}), (5, 1, 0, {}), (1, 1, 0, {}), (3, 1, "same", {})]
+CONVOLUTIONS += [(3, 1, 1, {"padding_mode": mode}) for mode in ("reflect", "circular", "replicate")]
+CONVOLUTIONS += [(3, 1, (1, 2, 2), {"dilation": (1, 2, 2)}), (3, 1, 2, {"dilation": 2})]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding", "more"), CONVOLUTIONS)
+def test_a_sample_in_two_halves_gives_what_the_whole_gives_in_value_gradient_and_tangent(kernel, stride, padding, more):
+    for slices, one in product((kernel + 2, kernel + 3, 8, 9), (True, False)):
         torch.manual_seed(slices)
-        plain = torch.nn.Conv3d(3, 4, kernel, stride, padding).double()
+        plain = torch.nn.Conv3d(3, 4, kernel, stride, padding, **more).double()
         halved = quicken(copy.deepcopy(plain))
         assert type(halved) is HalvedConv3d
         x = torch.randn(1 if one else 2, 3, slices, 7, 6, dtype=torch.float64)

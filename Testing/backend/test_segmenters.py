@@ -20,11 +20,12 @@ from genseg.imageio import read_label, read_scan
 from genseg.inference import Predictor
 from genseg.networks import build_segmenter
 from genseg.networks import segmenters as module
-from genseg.networks.segmenter import with_segmenter
 from genseg.plan import Plan
 from genseg.runfolder import RunFolder, read_json
 from genseg.settings import SEGMENTERS
+from genseg.startingmodel import StartingModel, _plain
 from genseg.study import read_study
+from genseg.trial import tried
 
 OTHERS = [name for name in SEGMENTERS if name != "dynunet"]
 
@@ -112,17 +113,19 @@ def test_a_network_that_cannot_be_used_is_told_with_what_is_asked_of_one(data):
         "own_networks:Halving": "instead of [1, 2, 64, 64]",
         "own_networks:other_arguments": "unexpected keyword argument",
         "own_networks:missing": "has no attribute 'missing'",
+        "own_networks:turned": "instead of [1, 2, 64, 96]",
+        "own_networks:checkpointed": "cannot be used",
         "no_such_package:factory": "No module named 'no_such_package'",
     }.items():
         with pytest.raises(RunFailed, match=r"cannot be used") as told:
-            with_segmenter(plan, name)
+            tried(plan.with_segmenter(name))
         assert told.value.code == "segmenter_unfit" and words in str(told.value)
         assert "[n, in, *size] to [n, out, *size]" in told.value.remedy
 
 
 def test_the_memory_of_another_segmenter_is_reckoned_from_what_its_layers_put_out(data):
     plan = prepared(data, "isic2017", 2).plan.model_copy(update={"patch": [64, 64]})
-    swin, small = (with_segmenter(plan, name).memory_mb for name in ("swin_unetr", "own_networks:small"))
+    swin, small = (tried(plan.with_segmenter(name)).memory_mb for name in ("swin_unetr", "own_networks:small"))
     assert small < plan.memory_mb < swin
 
 
@@ -139,6 +142,54 @@ def test_a_starting_model_of_another_network_is_refused(data, tmp_path):
         run_train(study, tmp_path / "other", iterations=1, method="supervised", init=run.path)
     again = run_train(study, tmp_path / "same", iterations=1, method="supervised", segmenter="unet", init=run.path)
     assert again.status == EXIT_OK and not [w for w in again.named("warning") if w.code == "init_partly"]
+
+
+@pytest.mark.parametrize("name", ["dynunet", "unet", "own_networks:small"])
+@pytest.mark.parametrize("prompted", [False, True])
+def test_a_starting_model_gives_its_weights_to_a_plain_and_to_a_prompted_network(name, prompted, data):
+    ready = prepared(data, "isic2017", 2)
+    ready = replace(ready, plan=ready.plan.with_segmenter(name))
+    methods = ("genseg", "versemi") if prompted else ("versemi", "genseg")
+    giver, taker = (built(ready, method).joint for method in methods)
+    weights = {_plain(n): p for n, p in giver.segmenter.state_dict().items()}
+    anew = StartingModel(Path("model"), giver.plan, weights, False, []).copy_to(taker.segmenter, taker.plan.channels)
+    left = sum(p.numel() for p in anew) / sum(p.numel() for p in taker.segmenter.parameters())
+    assert left < 0.5, "all but the last layers"
+    assert 0 < len(anew) < 20
+
+
+@pytest.mark.parametrize("name", ["attention", "unused_and_frozen"])
+def test_own_networks_with_attention_and_with_weights_that_nothing_moves_are_shaped_by_level3(name, data):
+    ready = prepared(data, "isic2017", 2)
+    ready = replace(ready, plan=tried(ready.plan.with_segmenter(f"own_networks:{name}")))
+    joint = built(ready, "genseg").joint
+    step = next_level3(advance(joint, 2))
+    assert joint.step(step, searching(2))["meta/gradient_norm"] > 0
+
+
+def test_own_networks_keep_the_scale_of_their_norms_and_nothing_drops_out_or_runs_along():
+    network = made("own_networks:with_state")
+    norms = [m for m in network.modules() if isinstance(m, nn.InstanceNorm2d)]
+    assert [float(norm.weight[0]) for norm in norms] == [3.0, 3.0] and not list(network.buffers())
+    image = torch.randn(1, 2, 64, 64)
+    assert torch.equal(network(image), network(image)) and torch.equal(network(image), network.eval()(image))
+
+
+def test_a_network_that_is_gone_is_named_when_its_model_is_used(data, tmp_path):
+    study = tiny_study(data / "isic2017", tmp_path / "study", 2, 1, 0)
+    run = run_train(study, tmp_path / "run", 1, method="supervised", segmenter="own_networks:small").run
+    plan = Plan.load(run.plan).model_copy(update={"segmenter": "gone_networks:small"})
+    plan.save(run.plan)
+    with pytest.raises(RunFailed, match="No module named 'gone_networks'"):
+        Predictor.load(run.path, "cpu")
+
+
+def test_a_network_in_the_current_folder_is_found(tmp_path):
+    (tmp_path / "here_alone.py").write_text((Path(__file__).parent / "own_networks.py").read_text())
+    code = "from genseg.networks.segmenters import build; "
+    code += "build('here_alone:small', dims=2, channels=1, outputs=2, filters=[8])"
+    isolated = [sys.executable, "-P", "-c", code]  # as in the program genseg, the folder is not on the path
+    assert subprocess.run(isolated, cwd=tmp_path, env=ENVIRONMENT).returncode == 0
 
 
 def test_plans_of_older_runs_have_the_default_segmenter(data):

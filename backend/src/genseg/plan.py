@@ -102,6 +102,11 @@ class Plan(BaseModel):
         notes = [*self.notes, note] if more > NOTABLE * self.memory_mb else self.notes
         return self.model_copy(update={"prompts": prompts, "memory_mb": self.memory_mb + more, "notes": notes})
 
+    def with_segmenter(self, name: str) -> "Plan":
+        """The same with another network, or none other; only the default one has deep supervision."""
+        deep = self.deep_supervision and name == self.segmenter
+        return self.model_copy(update={"segmenter": name, "deep_supervision": deep})
+
     def with_network_of(self, other: "Plan") -> "Plan":
         """The same with another plan's network, the patch rounded up to what that needs."""
         network = {key: getattr(other, key) for key in ("filters", "kernels", "strides", "deep_supervision")}

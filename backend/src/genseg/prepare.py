@@ -20,13 +20,13 @@ from genseg.events import EventLog, Progress
 from genseg.imageio import Scan, UnusableImage, read_label, read_scan
 from genseg.likeness import Unlike, unlike
 from genseg.methods.synthesis import layout_of
-from genseg.networks.segmenter import with_segmenter
 from genseg.plan import Plan
 from genseg.preprocess import WorkingCase, colours_of, label_to_working_grid, to_working_grid
 from genseg.runfolder import RunFolder
 from genseg.settings import Settings
 from genseg.study import read_study
 from genseg.together import Pairs, differences, make_plans, named_apart, prompts_of
+from genseg.trial import tried
 from genseg.versions import version_of
 
 NEEDED_MB = 500  # for checkpoints, synthetic pairs, model and report
@@ -99,8 +99,8 @@ def load(
     """
     pairs = _every(studies, lambda study: _read_all(study.training, lambda case: _read_pair(case, study)))
     if plans is None:
-        plans = [with_segmenter(plan, settings.segmenter) for plan in make_plans(studies, pairs, device)]
-        plans = plans if shape is None else [shape(plan) for plan in plans]
+        plans = [plan.with_segmenter(settings.segmenter) for plan in make_plans(studies, pairs, device)]
+        plans = [tried(plan if shape is None else shape(plan)) for plan in plans]
         if settings.mixes or len(studies) > 1:
             prompts = prompts_of(studies, dynamic=settings.mixes and "prompts" not in settings.without)
             plans = [plan.asked(one) for plan, one in zip(plans, prompts, strict=True)]

@@ -19,7 +19,8 @@ def keep_freed_memory() -> bool:
     """Have the C library keep what tensors free for the next ones. → whether it does.
 
     By default glibc hands every large block back to the system, and each new one costs a page fault for every 4 kB:
-    a third of the time of a 2D training step. Up to 2 GB are kept; blocks of over 1 GB go back as before.
+    a third of the time of a 2D training step. Up to 2 GB are kept; blocks of over 1 GB (with an old glibc 32 MB) go
+    back as before.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -46,7 +47,8 @@ class HalvedConv3d(nn.Conv3d):
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         kernel, stride, padding = self.kernel_size[0], self.stride[0], self.padding[0]
         one_small = x.ndim == 5 and x.shape[0] == 1 and x[0, ..., 0].numel() <= SMALL
-        if not one_small or kernel == 1 or isinstance(padding, str) or self.dilation[0] > 1 or self.groups > 1:
+        plain = self.padding_mode == "zeros" and max(self.dilation) == self.groups == 1
+        if not one_small or not plain or kernel == 1 or isinstance(padding, str):
             return super()._conv_forward(x, weight, bias)
         slices = (x.shape[2] + 2 * padding - kernel) // stride + 1
         half = (slices + 1) // 2

@@ -46,7 +46,7 @@ class StartingModel:
             remedy = "A starting model needs its card.json, a run its study.json: copy the whole folder."
             raise RunFailed("no_model", f"{path} holds weights, but does not say for what.", remedy)
         predictor = Predictor.load(path, "cpu")
-        weights = {name.removeprefix("backbone."): p for name, p in predictor.network.state_dict().items()}
+        weights = {_plain(name): p for name, p in predictor.network.state_dict().items()}
         own = [described(Study.load(folder.study))] if folder.study.exists() else []
         earlier = read_json(folder.origin) if folder.origin.exists() else []
         return cls(path, predictor.plan, weights, False, earlier + own)
@@ -56,7 +56,8 @@ class StartingModel:
         mine, needed = self.plan.channels, plan.channels
         if self.plan.segmenter != plan.segmenter:
             message = f"The starting model {self.path} is a '{self.plan.segmenter}', not a '{plan.segmenter}'."
-            raise RunFailed("init_unfit", message, f"Give --segmenter {self.plan.segmenter}, or leave out --init.")
+            remedy = f"Train '{self.plan.segmenter}' (--segmenter; in Slicer under Advanced), or leave out --init."
+            raise RunFailed("init_unfit", message, remedy)
         if self.plan.dims != plan.dims or (self.general and mine != needed and 1 not in (mine, needed)):
             theirs, ours = (f"a {one.dims}D network for {one.channels} channel(s)" for one in (self.plan, plan))
             raise RunFailed(
@@ -86,7 +87,7 @@ class StartingModel:
             source[INPUT] = _for_channels(source[INPUT], channels)
         anew: list[Tensor] = []
         for name, p in network.named_parameters():
-            given = source.get(name.removeprefix("backbone."))
+            given = source.get(_plain(name))
             if given is not None and given.shape == p.shape:
                 p.copy_(given)
             else:
@@ -107,6 +108,11 @@ class Start:
     def shape(self, plan: Plan) -> Plan:
         """The plan with the model's network, where there is one."""
         return plan if self.model is None else self.model.shape(plan)
+
+
+def _plain(name: str) -> str:
+    """The name of a weight without what a prompted network puts before its backbone's."""
+    return name.removeprefix("backbone.network.").removeprefix("backbone.")
 
 
 def described(study: Study) -> dict[str, Any]:

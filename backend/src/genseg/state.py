@@ -48,6 +48,9 @@ class Average:
         source = dict(network.named_parameters())
         mine = dict(self.network.named_parameters())
         torch._foreach_lerp_(list(mine.values()), [source[name] for name in mine], 1 - decay)
+        theirs = dict(network.named_buffers())
+        for name, buffer in self.network.named_buffers():
+            buffer.copy_(theirs[name])
 
 
 @dataclass

@@ -171,12 +171,15 @@ def synthesize(run: Path, count: int, out: Path, device: str, seed: int, log: Ev
         part.joint.synthesis.sources.styles.excluded = Exclusions(own, log).last()
         write_pairs(state.alone(part), 1, out, log, seed=seed * 100_003 + number, first=number)
         log.emit(Progress(phase="predict", step=number + 1, total=count))
-    write_json(out / ARCHITECTURE, {part.prepared.study.name: _architecture(part) for part in state.parts})
+    if settings.closes_the_loop:
+        write_json(out / ARCHITECTURE, {part.prepared.study.name: _architecture(part) for part in state.parts})
     return count
 
 
 def architecture(out: Path) -> str:
-    """What `synthesize` wrote to `out` of the generators' kernels, for people."""
+    """What `synthesize` wrote to `out` of the generators' kernels, for people; "" where nothing learned them."""
+    if not (out / ARCHITECTURE).exists():
+        return ""
     lines = []
     for study, layers in read_json(out / ARCHITECTURE).items():
         lines.append(f"Learned kernels of the generator for {study} (size: share of a layer's mixture)")

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 Parameters = dict[str, Tensor]
@@ -54,7 +55,7 @@ def hypergradient(
     ahead = _step(start, _gradient(generator_loss, start), dict.fromkeys(start, generator_rate))
     gradient = _gradient(lambda s: train_loss(s, ahead), weights)
     if fixed_gradient is not None:
-        gradient = {name: g + fixed_gradient[name] for name, g in gradient.items()}
+        gradient = {name: g + fixed_gradient.get(name, 0) for name, g in gradient.items()}
     stepped = _step(weights, gradient, rate)
     validation, slope = value_and_gradient(validation_loss, stepped)
     direction = {name: rate[name] * slope[name] for name in weights}
@@ -127,7 +128,7 @@ def _normed(x: Tensor, axes: list[int], eps: float) -> Tensor:
 
 def slope_along(loss: Loss, at: Parameters, direction: Parameters) -> Tensor:
     """⟨∇ loss, direction⟩, which can be differentiated once more."""
-    with _WrittenOutNorms():
+    with _WrittenOutNorms(), sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no forward mode
         return jvp(loss, (at,), (direction,))[1]
 
 

@@ -262,7 +262,7 @@ class Joint:
 
     def _level3(self, s: Synthesis, step: int, stage: Stage) -> dict[str, float]:
         """min_A L(S'(A); D_val) with S' one step of level 2 ahead, in float32, on the smaller meta-patch."""
-        parameters: Parameters = dict(self.segmenter.named_parameters())
+        parameters: Parameters = {name: p for name, p in self.segmenter.named_parameters() if p.requires_grad}
         image, label = self._validation_batch(s, step, stage)
         taught = self._taught(step, stage, s.meta_batch)
         gradient, validation = hypergradient(

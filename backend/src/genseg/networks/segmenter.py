@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from monai.networks.nets import DynUNet
 from torch import nn
 
@@ -17,11 +16,12 @@ ACTIVATION = ("leakyrelu", {"inplace": False, "negative_slope": 0.01})  # forwar
 
 
 def build_segmenter(plan: Plan, deep_supervision: bool = False) -> nn.Module:
-    """[n, C, *patch] → logits [n, classes, *patch]; with deep supervision [n, heads, classes, *patch] in training."""
+    """[n, C, *patch] → logits [n, classes, *patch]; with deep supervision [n, heads, classes, *patch] in training.
+
+    Raises RunFailed where the user's own network cannot be made.
+    """
     if plan.segmenter != DEFAULT:
-        if plan.prompts is not None:
-            return prompted_segmenter(**plan.prompts.arguments(), **segmenter_arguments(plan))
-        return segmenters.build(**segmenter_arguments(plan))
+        return _other_segmenter(plan)
     deep = {"deep_supervision": deep_supervision, "deep_supr_num": min(2, len(plan.filters) - 2)}
     arguments = dynunet_arguments(plan) | deep
     if plan.prompts is not None:
@@ -29,6 +29,15 @@ def build_segmenter(plan: Plan, deep_supervision: bool = False) -> nn.Module:
     network = DynUNet(**arguments)
     nn.init.constant_(network.output_block.conv.conv.bias[1:], RARE)
     return network
+
+
+def _other_segmenter(plan: Plan) -> nn.Module:
+    try:
+        if plan.prompts is not None:
+            return prompted_segmenter(**plan.prompts.arguments(), **segmenter_arguments(plan))
+        return segmenters.build(**segmenter_arguments(plan))
+    except Exception as error:  # of the user's own network: it may be gone, or anything else
+        raise unfit(plan.segmenter, error) from error
 
 
 def dynunet_arguments(plan: Plan) -> dict[str, Any]:
@@ -53,41 +62,12 @@ def segmenter_arguments(plan: Plan) -> dict[str, Any]:
     return shared | own
 
 
-def with_segmenter(plan: Plan, name: str) -> Plan:
-    """The plan with another network, tried on an empty patch. Raises RunFailed where it cannot be made or is unfit."""
-    if name == DEFAULT:
-        return plan
-    usual = _trial(build_segmenter(plan), plan)
-    plan = plan.model_copy(update={"segmenter": name, "deep_supervision": False})
-    try:
-        network = build_segmenter(plan)
-        values = _trial(network, plan)
-    except Exception as error:
-        message = f"The segmenter '{name}' cannot be used: {type(error).__name__}: {error}"
-        raise RunFailed(
-            "segmenter_unfit",
-            message,
-            "A network of your own is named package.module:factory. The factory takes spatial_dims, in_channels and "
-            "out_channels and returns a torch.nn.Module that maps [n, in, *size] to [n, out, *size].",
-        ) from error
-    weights = sum(p.numel() for p in network.parameters()) / 1e6
-    memory = round(plan.memory_mb * values / usual)
-    note = f"The network is '{name}' with {weights:.1f} million weights; about {memory} MB instead."
-    if ":" in name:
-        note += f" It comes from {name.partition(':')[0]}, which must be there wherever the model is used."
-    return plan.model_copy(update={"memory_mb": memory, "notes": [*plan.notes, note]})
-
-
-def _trial(network: nn.Module, plan: Plan) -> int:
-    """→ how many values its layers put out for one patch, which is what training keeps in memory."""
-    seen: list[int] = []
-
-    def count(_: nn.Module, __: Any, out: Any) -> None:
-        seen.append(out.numel() if isinstance(out, torch.Tensor) else 0)
-
-    hooks = [part.register_forward_hook(count) for part in network.modules() if not list(part.children())]
-    with torch.no_grad():
-        network(torch.zeros(1, plan.channels, *plan.patch))
-    for hook in hooks:
-        hook.remove()
-    return sum(seen)
+def unfit(name: str, error: Exception) -> RunFailed:
+    """What is told of a network that cannot be used."""
+    return RunFailed(
+        "segmenter_unfit",
+        f"The segmenter '{name}' cannot be used: {type(error).__name__}: {error}",
+        "A network of your own is named package.module:factory, in the current folder or installed. "
+        "The factory takes spatial_dims, in_channels and out_channels and returns a torch.nn.Module that maps "
+        "[n, in, *size] to [n, out, *size].",
+    )

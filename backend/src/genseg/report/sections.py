@@ -217,7 +217,9 @@ def _architecture(kernels: dict[str, Points]) -> Html:
     """`kernels`: {size/layer: share of the layer's mixture}."""
     sizes = sorted({int(name.split("/")[0]) for name in kernels})
     layers = list(dict.fromkeys(name.split("/", 1)[1] for name in kernels))
-    rows = [[layer, *(number(kernels[f"{size}/{layer}"][-1][1]) for size in sizes)] for layer in layers]
+    rows = [
+        [layer, *(number(kernels.get(f"{size}/{layer}", [(0, None)])[-1][1]) for size in sizes)] for layer in layers
+    ]
     text = (
         "Learned: how the generator's layers share their work between kernels of several sizes. Wide kernels look "
         "farther around. All begin with equal shares."

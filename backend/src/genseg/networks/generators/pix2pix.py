@@ -1,4 +1,4 @@
-"""`pix2pix`: GenSeg's own generator, a U-Net from the layout to the image, every kernel of which is searched.
+"""`pix2pix`: GenSeg's own generator, a U-Net from the layout to the image whose kernels are searched.
 
 Isola et al. (CVPR 2017), with each convolution that halves or doubles the resolution a mixture of the kernels 4, 6 and
 8 (Zhang et al., 2025). Unlike theirs it has as many levels and as wide ones as the data bear, a style that scales and

@@ -1,6 +1,7 @@
 """What every network is given and brought to, whoever wrote it."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -38,13 +39,16 @@ class Fitted(nn.Module):
         self.bias.data[0] = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, C, *s] → [n, outputs, *s]."""
+        """[n, C, *s] → [n, outputs, *s]. Raises ValueError where the network gives another shape."""
         size = x.shape[2:]
         # Two voxels at the coarsest level: an instance norm of a single one would be 0.
         missing = [max(-side % self.multiple, 2 * self.multiple - side) for side in size]
         pad = [part for more in reversed(missing) for part in (more // 2, more - more // 2)]
         x = F.pad(x, pad) if any(pad) else x
-        logits: Tensor = self.network(x)
+        # A processor's bf16 convolutions in 3D are wrong below three voxels (torch 2.13).
+        exact = x.device.type == "cpu" and x.ndim == 5 and min(x.shape[2:]) < 3 * self.multiple
+        with torch.autocast(x.device.type, enabled=False) if exact else nullcontext():
+            logits: Tensor = self.network(x.float() if exact else x)
         given, wanted = list(logits.shape), [len(x), len(self.bias), *x.shape[2:]]
         if given != wanted:
             raise ValueError(f"for an image of {list(x.shape)} the network gives {given} instead of {wanted}")
@@ -54,16 +58,29 @@ class Fitted(nn.Module):
 
 
 def instance_normed(network: nn.Module) -> nn.Module:
-    """Batch norms become instance norms, and nothing overwrites its input.
+    """Batch norms become instance norms with their scale and shift, nothing overwrites its input, nothing drops out.
 
     A batch of two small patches says little of the mean over scans, running means would be shared by a step and the
-    steps that level 3 looks ahead, and its derivatives need the inputs kept.
+    steps that level 3 looks ahead, its derivatives need the inputs kept, and what is dropped would depend on more
+    than seed and step.
     """
     for module in network.modules():
         if hasattr(module, "inplace"):
             module.inplace = False  # type: ignore[assignment]
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
         for name, child in list(module.named_children()):
-            if isinstance(child, (nn.BatchNorm2d, nn.BatchNorm3d)):
-                kind = nn.InstanceNorm2d if isinstance(child, nn.BatchNorm2d) else nn.InstanceNorm3d
-                setattr(module, name, kind(child.num_features, affine=True))
+            if isinstance(child, (nn.modules.batchnorm._NormBase)) and child.track_running_stats:
+                setattr(module, name, _instance_norm(child))
     return network
+
+
+def _instance_norm(norm: nn.modules.batchnorm._NormBase) -> nn.Module:
+    kinds = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+    dims = next((n for n in kinds if f"{n}d" in type(norm).__name__), None)
+    if dims is None:
+        raise ValueError(f"its {type(norm).__name__} has no counterpart that normalises each sample on its own")
+    made = kinds[dims](norm.num_features, eps=norm.eps, affine=norm.affine)
+    if norm.affine:
+        made.load_state_dict({"weight": norm.weight, "bias": norm.bias})
+    return made
