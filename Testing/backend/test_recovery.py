@@ -212,7 +212,8 @@ def test_a_generator_that_diverges_while_pretrained_goes_back_too(tiny, tmp_path
         if step == 1 and not once:
             once.append(step)
             with torch.no_grad():
-                next(synthesis.generator.parameters()).view(-1)[0] = float("inf")
+                weight = next(synthesis.generator.parameters())
+                weight[(0,) * weight.ndim] = float("inf")
         return original(self, synthesis, step)
 
     monkeypatch.setattr(Joint, "pretrain", pretrain)
