@@ -86,6 +86,15 @@ def hippocampi(data: Path, count: int) -> list[tuple[Path, np.ndarray]]:
     return [(study / c["image"], sitk.GetArrayFromImage(sitk.ReadImage(str(study / c["label"])))) for c in cases]
 
 
+def coarseHippocampi(data: Path, count: int, folder: Path) -> list[tuple[Path, np.ndarray]]:
+    """The same at half their resolution, written to `folder`: an eighth of the work for a training that must be good."""
+    coarse = []
+    for file, labels in hippocampi(data, count):
+        sitk.WriteImage(sitk.ReadImage(str(file))[::2, ::2, ::2], str(folder / file.name))
+        coarse.append((folder / file.name, labels[::2, ::2, ::2]))
+    return coarse
+
+
 def slicersPython(folder: Path, monkeypatch) -> Path:
     """A program PythonSlicer on the path: this Python, as Slicer's launcher would start its own."""
     program = folder / "PythonSlicer"

@@ -12,7 +12,7 @@ import slicer
 from GenSegSlicerLib.Batches import Batches
 from GenSegSlicerLib.StudyFiles import writeVolume
 from GenSegSlicerLib.Voxels import ijkToRas
-from opened import Opened, hippocampi, slicersPython
+from opened import Opened, coarseHippocampi, hippocampi, slicersPython
 from pythonqt.fixture import slicerRig  # noqa: F401
 from written_run import WrittenRun, head
 
@@ -25,12 +25,12 @@ def opened(slicerRig, tmp_path):  # noqa: F811
 
 
 @pytest.fixture
-def labelled(opened, data):
-    """Five real scans; three of them drawn on."""
-    scans = hippocampi(data, 5)
-    opened.addScans([file for file, _labels in scans])
+def labelled(opened, data, tmp_path):
+    """Five real scans of `scans`, coarse; three of them drawn on."""
+    opened.scans = coarseHippocampi(data, 7, tmp_path)
+    opened.addScans([file for file, _labels in opened.scans[:5]])
     volumes = [opened.widget.conductor.scansPanel._rows[i].volumeNode for i in range(5)]
-    for volume, (_file, labels) in zip(volumes[:3], scans[:3], strict=True):
+    for volume, (_file, labels) in zip(volumes[:3], opened.scans[:3], strict=True):
         opened.draw(volume, labels)
     opened.rig.pump(0.1)
     return opened
@@ -602,7 +602,7 @@ def test_of_scans_too_large_to_be_loaded_at_once_each_comes_when_it_is_shown(ope
 
 
 @pytest.mark.slow
-def test_from_the_button_to_segmentations_over_a_stop_and_a_restart(labelled, data):
+def test_from_the_button_to_segmentations_over_a_stop_and_a_restart(labelled):
     """The whole way: train, stop, go on after the scene was saved and loaded, masks, accept, correct, segment more."""
     opened = labelled
     opened.trainFor(100)
@@ -628,9 +628,7 @@ def test_from_the_button_to_segmentations_over_a_stop_and_a_restart(labelled, da
 
     index = json.loads((run / "predictions" / "index.json").read_text())["cases"]
     assert opened.ui.resultsTable.rowCount == len(index) == 2
-    references = dict(
-        zip([row[0] for row in opened.rows()], (labels for _f, labels in hippocampi(data, 5)), strict=True)
-    )
+    references = dict(zip([row[0] for row in opened.rows()], (labels for _f, labels in opened.scans[:5]), strict=True))
     for case in index:
         volume, segmentation = opened.logic.session.predictionOf(run, case["case"])
         found = np.zeros(slicer.util.arrayFromVolume(volume).shape, np.uint8)
@@ -666,8 +664,7 @@ def test_from_the_button_to_segmentations_over_a_stop_and_a_restart(labelled, da
     opened.rig.pump(0.2)
     assert [row[1] for row in opened.rows()].count("Labeled") == 5
 
-    more = hippocampi(data, 7)[5:]
-    opened.rig.answer([str(file) for file, _labels in more])
+    opened.rig.answer([str(file) for file, _labels in opened.scans[5:]])
     opened.click("segmentFilesButton")
     opened.waitForEnd()
     assert opened.logic.work.controller.state == "done", opened.logic.work.controller.explanation

@@ -54,7 +54,8 @@ def work(mrml, tmp_path):
     work = Work(Session(mrml.scene, mrml.loadVolume), lambda: work.program, lambda backend: None)
     work.program = Program(WAITS)
     chosen = {"outputFolder": str(tmp_path / "results"), "useUnlabeled": True, "method": "auto", "device": "cpu"}
-    work.parameters = types.SimpleNamespace(**chosen, seed=0, startingModel="", currentRun="")
+    networks = {"generator": "spade", "segmenter": "dynunet"}
+    work.parameters = types.SimpleNamespace(**chosen, **networks, seed=0, startingModel="", currentRun="")
     mrml.segmentation({"head": blob()}, mrml.volume(noise(), "a"))
     mrml.volume(noise(), "b")
     yield work
