@@ -10,10 +10,11 @@ from method_rig import built, prepared
 from genseg.methods.level3 import SHARE_RANGE, STRENGTH_RANGE, WEIGHT_RANGE, MetaParameters
 from genseg.methods.losses import one_hot
 from genseg.networks import build_discriminator, build_generator, build_segmenter
-from genseg.networks.generators import MADE, style_of
+from genseg.networks.generators import style_of
 from genseg.networks.generators.mixed import MixedDownConv, MixedUpConv
 from genseg.networks.generators.spade import SpadeGenerator
 from genseg.plan import Normalisation, Plan
+from genseg.settings import GENERATORS
 
 SHAPES = [(2, [32, 32]), (2, [48, 32]), (2, [16, 80]), (3, [16, 16, 16]), (3, [8, 24, 16])]
 
@@ -84,10 +85,14 @@ def test_the_mixtures_gradient_is_that_of_the_three_convolutions():
     assert float(slopes[0].sum()) == pytest.approx(0, abs=1e-6 * float(slopes[0].abs().max()))
 
 
-@pytest.fixture(
-    params=[(name, *shape) for name in MADE for shape in SHAPES],
-    ids=lambda s: f"{s[0]}-{s[1]}D-{'x'.join(map(str, s[2]))}",
-)
+GENERATIONS = [
+    pytest.param((name, *shape), id=f"{name}-{shape[0]}D-{'x'.join(map(str, shape[1]))}")
+    for name in GENERATORS
+    for shape in SHAPES
+]
+
+
+@pytest.fixture(params=GENERATIONS)
 def generation(request):
     """A generator with drawn weights (style layers too, which start at nothing) and all that it is given."""
     name, dims, patch = request.param
@@ -121,10 +126,12 @@ def test_everything_that_the_generator_is_given_changes_the_image(generation, pa
     else:
         other[index] = given[index] + torch.randn(given[index].shape, generator=rng(5))
     with torch.no_grad():
-        assert float((generator(*given) - generator(*other)).abs().max()) > 1e-4
+        changed = float((generator(*given) - generator(*other)).abs().max()) > 1e-4
+    assert changed == (part != "mixture" or bool(generator.mixed))
 
 
 @pytest.mark.parametrize("block", [0, -1])
+@pytest.mark.parametrize("generation", [g for g in GENERATIONS if g.values[0][0] != "diffusion"], indirect=True)
 def test_the_style_scales_and_shifts_every_block(generation, block):
     generator, _, given = generation
     generator.style_out.weight.data.zero_()

@@ -144,10 +144,10 @@ def _mean(rows: list[dict[str, str]], field: str, digits: int) -> str:
 
 def wanted(chosen: argparse.Namespace) -> list[Run]:
     """Every generator with the default segmenter, every segmenter with the default generator."""
-    from genseg.networks.generators import MADE
+    from genseg.settings import GENERATORS
     from genseg.settings import SEGMENTERS
 
-    pairs = [(name, generator, "dynunet") for name in OF_GENERATORS for generator in MADE]
+    pairs = [(name, generator, "dynunet") for name in OF_GENERATORS for generator in GENERATORS]
     pairs += [(name, "spade", segmenter) for name in OF_SEGMENTERS for segmenter in SEGMENTERS]
     pairs = [pair for pair in dict.fromkeys(pairs) if pair[0] in chosen.sets]
     return [Run(*pair, seed, chosen.budget) for seed in chosen.seeds for pair in pairs]

@@ -10,9 +10,10 @@ from genseg.runfolder import read_model, write_json
 
 Method = Literal["genseg+versemi", "versemi", "genseg", "separate", "supervised"]
 MetaMethod = Literal["imaml", "first-order", "reptile", "pretrain"]
-GeneratorName = Literal["spade", "pix2pix", "vae"]
+GeneratorName = Literal["spade", "pix2pix", "vae", "diffusion"]
 Part = Literal["prompts", "auxiliary", "synthetic-task", "consistency", "teacher"]  # of versemi
 PARTS: tuple[Part, ...] = get_args(Part)
+GENERATORS: tuple[GeneratorName, ...] = get_args(GeneratorName)
 SEGMENTERS = ("dynunet", "unet", "attention_unet", "segresnet", "swin_unetr", "deeplabv3")
 BUDGETS = {"quick": 5 * 60.0, "standard": 30 * 60.0, "thorough": 2 * 3600.0}
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}

@@ -85,13 +85,14 @@ def adam_rates(optimiser: torch.optim.Optimizer, parameters: Parameters) -> Para
 
 
 class _WrittenOutNorms(TorchFunctionMode):
-    """Instance and layer norm from their formula: torch (2.13) differentiates the forward mode of its own wrongly.
+    """Norms from their formula, where torch (2.13) differentiates the forward mode of its own wrongly or not at all.
 
-    The tangent itself is right, its gradient is not; mean(x^3) of such a norm shows it.
+    Of instance and layer norm the tangent itself is right, its gradient is not; mean(x^3) of such a norm shows it.
+    Group norm has no forward mode where the channels come last in memory.
     """
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
-        written_out = {F.instance_norm: _instance_norm, F.layer_norm: _layer_norm}
+        written_out = {F.instance_norm: _instance_norm, F.layer_norm: _layer_norm, F.group_norm: _group_norm}
         return written_out.get(function, function)(*arguments, **(named or {}))
 
 
@@ -106,8 +107,19 @@ def _instance_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """The signature of torch's own; without running statistics."""
-    axes, wide = list(range(2, x.ndim)), [1, -1] + [1] * (x.ndim - 2)
-    y = _normed(x, axes, eps)
+    return _by_channel(_normed(x, list(range(2, x.ndim)), eps), weight, bias)
+
+
+def _group_norm(
+    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """The signature of torch's own."""
+    grouped = x.unflatten(1, (groups, -1))
+    return _by_channel(_normed(grouped, list(range(2, grouped.ndim)), eps).flatten(1, 2), weight, bias)
+
+
+def _by_channel(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    wide = [1, -1] + [1] * (y.ndim - 2)
     y = y if weight is None else y * weight.view(wide)
     return y if bias is None else y + bias.view(wide)
 
