@@ -1,22 +1,30 @@
 """Every generator's loop is closed: the very tests of the default's, and what each learns can be read."""
 
 import json
+import math
 from functools import partial
 
 import pytest
 import test_hypergradient
 import test_joint
 import torch
-from method_rig import built
+import torch.nn.functional as F
+from method_rig import built, prepared
+from test_hypergradient import cosine
 from test_networks import small_plan
 from tiny_run import run_train, tiny_study
+from torch import Tensor
 from typer.testing import CliRunner
 
 from genseg.cli import app
 from genseg.errors import EXIT_OK
+from genseg.methods.joint import Joint
+from genseg.methods.losses import one_hot
 from genseg.networks.generators import build_generator
-from genseg.networks.generators.diffusion import STEPS
+from genseg.networks.generators.bridge import BrownianBridgeScheduler
+from genseg.networks.generators.diffusion import LAST, START, STEPS, BridgeGenerator
 from genseg.networks.generators.vae import LATENT
+from genseg.randomness import stream
 from genseg.runfolder import read_json
 from genseg.settings import GENERATORS
 
@@ -77,6 +85,18 @@ def test_a_run_ends_and_synthesize_and_report_show_the_kernels_that_were_learned
     assert all(layer in done.output and layer in report for layer in layers)
 
 
+@pytest.mark.slow
+def test_a_run_with_diffusion_ends_goes_on_to_synthesize_and_leaves_its_generator_to_diffusers(data, tmp_path):
+    study = tiny_study(data / "hippocampus", tmp_path / "study", 2, 1, 1)
+    outcome = run_train(study, tmp_path / "run", iterations=20, generator="diffusion", method="genseg")
+    assert outcome.status == EXIT_OK
+    assert BridgeGenerator.from_pretrained(outcome.run.generator, low_cpu_mem_usage=False).config.dims == 3
+    command = ["synthesize", str(outcome.run.path), "--out", str(tmp_path / "more"), "--count", "1"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "Learned kernels" not in done.output, "it has none"
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_vaes_latent_map_tells_of_the_real_image_and_costs_what_it_tells(dims):
     torch.manual_seed(0)
@@ -92,3 +112,86 @@ def test_the_vaes_latent_map_tells_of_the_real_image_and_costs_what_it_tells(dim
     torch.nn.init.zeros_(network.moments.bias)
     (told_nothing, *_), free = network.posterior(layout, real, noise)
     assert float(free) == 0 < float(cost) and torch.equal(told_nothing, noise[0])
+
+
+@pytest.mark.parametrize(("dims", "patch"), [(2, [64, 48]), (3, [16, 32, 24])])
+def test_a_large_plan_is_folded_and_the_mask_keeps_its_finest_voxels(dims, patch):
+    plan = small_plan(dims, patch).model_copy(
+        update={"filters": [4, 8, 16, 32], "kernels": [3] * 4, "strides": [1, 2, 2, 2]}
+    )
+    network = build_generator(plan, 7, "diffusion")
+    assert network.fold == 2
+    x = torch.randn(2, 3, *patch)
+    folded = network._folded(x)
+    assert folded.shape == (2, 3 * 2**dims, *[side // 2 for side in patch])
+    assert torch.equal(network._unfolded(folded), x)
+    corner = folded[:, : 2**dims].amax(1)
+    pool = F.max_pool2d if dims == 2 else F.max_pool3d
+    assert torch.equal(corner, pool(x[:, :1], 2)[:, 0]), "the channels of a folded voxel are its neighbours"
+    noise = network.draw_noise(2, patch, torch.Generator().manual_seed(1))
+    given = torch.rand(2, 7, *patch), torch.randn(2, 14), noise, torch.zeros(0, 0), torch.full((1,), START)
+    assert network(*given).shape == (2, 2, *patch)
+    expected, _ = network(*given, torch.randn(2, 2, *patch))
+    assert expected.shape == (2, 2, *patch)
+
+
+def test_a_bridge_walked_in_steps_has_the_mean_and_the_spread_that_its_formula_gives():
+    bridge, n = BrownianBridgeScheduler(variance=0.7), 200_000
+    bridge.set_timesteps(5)
+    rng = torch.Generator().manual_seed(0)
+    image, end = torch.full((n,), -1.0), torch.full((n,), 3.0)
+    sample = end
+    for time in bridge.timesteps:
+        share = time / 1000
+        direct = bridge.add_noise(image, end, torch.randn(n, generator=rng), time.expand(n))
+        mean, spread = float(-1 + 4 * share), float((2 * 0.7 * share * (1 - share)) ** 0.5)
+        for of in (sample, direct):
+            assert float(of.mean()) == pytest.approx(mean, abs=0.01)
+            assert float(of.std()) == pytest.approx(spread, abs=0.01)
+        sample = bridge.step(image, time, sample, torch.randn(n, generator=rng)).prev_sample
+    assert torch.equal(sample, image), "the last step gives what the network expects"
+
+
+def bridge_at_work(data) -> tuple[Joint, list[Tensor]]:
+    """A state with a trained diffusion generator, and what it is given for two patches."""
+    joint = built(prepared(data, "isic2017"), generator="diffusion").joint
+    s = joint.synthesis
+    for step in range(1, 31):
+        joint.pretrain(s, step)
+    _, layout = joint.sampler.load(joint.sampler.draw(2, stream(0, "patches")))
+    shares = one_hot(layout, s.layouts).requires_grad_()
+    noise = s.generator.draw_noise(2, joint.plan.patch, stream(0, "noise"))
+    return joint, [shares, s.sources.styles.styles[:2], noise, s.meta.mixture, s.meta.noise_log]
+
+
+def test_the_gradient_passes_through_the_last_steps_and_points_where_the_whole_one_does(data, monkeypatch):
+    joint, given = bridge_at_work(data)
+    generator, found = joint.synthesis.generator, {}
+    for last in (LAST, STEPS):
+        monkeypatch.setattr("genseg.networks.generators.diffusion.LAST", last)
+        evaluated = []
+        watch = generator.network.register_forward_hook(lambda _m, _i, out, seen=evaluated: seen.append(out))
+        image = generator(*given)
+        watch.remove()
+        assert [out.requires_grad for out in evaluated] == [False] * (STEPS - last) + [True] * last
+        gradient = torch.autograd.grad(
+            image.square().mean(), [given[0], *generator.network.parameters()], allow_unused=True
+        )
+        found[last] = image.detach(), gradient
+    assert torch.equal(found[LAST][0], found[STEPS][0]), "only the gradient is cut"
+    at_layout, at_weights = (cosine([found[LAST][1][i]], [found[STEPS][1][i]]) for i in (0, 1))
+    print(f"cosine of the truncated gradient: at the layout {at_layout:.3f}, at the first weights {at_weights:.3f}")
+    assert at_layout > 0.5 and at_weights > 0.5
+
+
+def test_diffusers_saves_and_loads_the_generator(data, tmp_path):
+    joint, given = bridge_at_work(data)
+    joint.synthesis.generator.save(tmp_path / "generator", given[-1] + math.log(2))
+    written = {file.name for file in (tmp_path / "generator").iterdir()}
+    assert written == {"config.json", "diffusion_pytorch_model.safetensors", "scheduler_config.json"}
+    assert [file.name for file in tmp_path.iterdir()] == ["generator"]
+    scheduler = BrownianBridgeScheduler.from_pretrained(tmp_path / "generator")
+    assert scheduler.variance == pytest.approx(4, rel=0.2), "twice the noise that level 3 began with"
+    again = BridgeGenerator.from_pretrained(tmp_path / "generator", low_cpu_mem_usage=False)
+    with torch.no_grad():
+        assert torch.allclose(again(*given), joint.synthesis.generator(*given), atol=1e-5)

@@ -1,12 +1,13 @@
 """Every generator and every segmenter in the same time: Dice in and out of domain, steps, seconds a step, memory.
 
     python Testing/benchmarks/family.py docs/family.csv --device cuda --jobs 8 --budget 300
-    python Testing/benchmarks/family.py docs/family.csv --jobs 2 --budget 600 --sets isic2017-10
+    python Testing/benchmarks/family.py docs/family.csv --jobs 2 --budget 600 --sets isic2017-10 --pages /tmp/pages
 
 Each training is a process of its own with the backend's own steps, and with the plan that a processor gets. Generators
 are compared with the default segmenter, segmenters with the default generator, by `--method genseg`. What has a row
-is not run again. At the end the table is printed. Other processes on the same device slow a training down, so that a
-table is to be made on one machine with one number of jobs.
+is not run again. At the end the table is printed; with --pages each generator's pairs of the same masks and styles are
+drawn, row under row. Other processes on the same device slow a training down, so that a table is to be made on one
+machine with one number of jobs.
 """
 
 import argparse
@@ -19,7 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import page
 from unlabelled import DATA, _code, _on, test
+
+from genseg.settings import GENERATORS, SEGMENTERS
 
 # Name: study, labelled scans, unlabelled scans, study of another source to test on.
 SETS = {
@@ -47,7 +51,7 @@ class Run:
         return self.set, self.generator, self.segmenter, str(self.seed), f"{self.budget:g}"
 
 
-def go(run: Run, device: str, jobs: int) -> dict[str, Any]:
+def go(run: Run, device: str, jobs: int, pages: Path | None) -> dict[str, Any]:
     """Train and test. → the row."""
     import torch
 
@@ -75,6 +79,8 @@ def go(run: Run, device: str, jobs: int) -> dict[str, Any]:
     )
     state = build_state([moved], settings)
     seconds = train(state, settings)
+    if pages is not None and run.segmenter == "dynunet" and run.seed == 0:
+        page.keep(state, pages, f"{run.set}-{run.generator}")
     predictor = Predictor(state.parts[0].model, state.joint.plan, study.labels, target)
     other_study = None if other is None else read_study(DATA / other)
     found = {
@@ -112,10 +118,10 @@ def peak_mb(on_processor: bool) -> int:
     return torch.cuda.max_memory_allocated() // 2**20
 
 
-def work(run: Run, rows: Path, lock: Any, device: str, jobs: int) -> None:
+def work(run: Run, rows: Path, lock: Any, device: str, jobs: int, pages: Path | None) -> None:
     """The body of a process: one training, so that its peak of memory is its own."""
     try:
-        row = go(run, device, jobs)
+        row = go(run, device, jobs, pages)
     except Exception as error:  # the others go on; what has no row is tried again next time
         print(f"{run}: {type(error).__name__}: {error}", flush=True)
         return
@@ -144,12 +150,9 @@ def _mean(rows: list[dict[str, str]], field: str, digits: int) -> str:
 
 def wanted(chosen: argparse.Namespace) -> list[Run]:
     """Every generator with the default segmenter, every segmenter with the default generator."""
-    from genseg.settings import GENERATORS
-    from genseg.settings import SEGMENTERS
-
     pairs = [(name, generator, "dynunet") for name in OF_GENERATORS for generator in GENERATORS]
     pairs += [(name, "spade", segmenter) for name in OF_SEGMENTERS for segmenter in SEGMENTERS]
-    pairs = [pair for pair in dict.fromkeys(pairs) if pair[0] in chosen.sets]
+    pairs = [pair for pair in dict.fromkeys(pairs) if pair[0] in chosen.sets and pair[1] in chosen.generators]
     return [Run(*pair, seed, chosen.budget) for seed in chosen.seeds for pair in pairs]
 
 
@@ -157,10 +160,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("rows", type=Path, help="CSV of the trainings that are done")
     parser.add_argument("--sets", nargs="*", default=[*SETS], choices=[*SETS])
+    parser.add_argument("--generators", nargs="*", default=[*GENERATORS], choices=[*GENERATORS])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--budget", type=float, default=300.0, help="seconds of each training")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--pages", type=Path, help="folder for the pictures")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no training after that")
     chosen = parser.parse_args()
     if not chosen.rows.exists():
@@ -173,10 +178,13 @@ def main() -> None:
             time.sleep(0.2)
         if time.time() > until:
             break
-        running.append(context.Process(target=work, args=(run, chosen.rows, lock, chosen.device, chosen.jobs)))
+        told = (run, chosen.rows, lock, chosen.device, chosen.jobs, chosen.pages)
+        running.append(context.Process(target=work, args=told))
         running[-1].start()
     for process in running:
         process.join()
+    for set_ in chosen.sets if chosen.pages else []:
+        page.page(chosen.pages, set_, GENERATORS, chosen.pages / f"{set_}.png")
     print(table(list(csv.DictReader(chosen.rows.open())), chosen.budget))
 
 

@@ -87,7 +87,7 @@ def hippocampi(data: Path, count: int) -> list[tuple[Path, np.ndarray]]:
 
 
 def coarseHippocampi(data: Path, count: int, folder: Path) -> list[tuple[Path, np.ndarray]]:
-    """The same at half their resolution, written to `folder`: an eighth of the work for a training that must be good."""
+    """The same at half their resolution, written to `folder`: an eighth of the work for a training that matters."""
     coarse = []
     for file, labels in hippocampi(data, count):
         sitk.WriteImage(sitk.ReadImage(str(file))[::2, ::2, ::2], str(folder / file.name))

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "GenSegSlicer" / "Resources" / "requirements.txt"
 SLICER = {"numpy": "2.0.2", "SimpleITK": "2.5.0", "requests": "2.32.3", "pillow": "11.1.0", "pip": "26.1.1"}
 ALL = SLICER | {"torch": "2.9.0+cu126", "monai": "1.6.1", "pydantic": "2.10", "rich": "13.0", "safetensors": "0.5"}
-ALL |= {"einops": "0.8.1", "scikit-image": "0.25.0", "typer": "0.19.0", "scipy": "1.15"}
+ALL |= {"diffusers": "0.35.0", "einops": "0.8.1", "scikit-image": "0.25.0", "typer": "0.19.0", "scipy": "1.15"}
 
 
 class Machine:
@@ -50,9 +50,9 @@ class Machine:
         )
 
 
-PACKAGES = {name: ALL[name] for name in ("einops", "monai", "pydantic", "rich", "safetensors", "typer")} | {
-    "scikit-image": ALL["scikit-image"]
-}
+PACKAGES = {
+    name: ALL[name] for name in ("diffusers", "einops", "monai", "pydantic", "rich", "safetensors", "typer")
+} | {"scikit-image": ALL["scikit-image"]}
 
 
 def test_the_floors_are_those_of_the_backend():
@@ -75,7 +75,7 @@ def test_the_plan_names_everything_with_its_size_and_source_before_anything_happ
         assert words in plan
     with_scipy = Machine(SLICER | {"scipy": "1.15"}).dependencies.planText()
     sizes = [int(re.search(r"about (\d+) MB", text)[1]) for text in (plan, with_scipy)]
-    assert sizes == [252, 109]
+    assert sizes == [347, 204]
 
 
 def test_what_is_missing_is_installed_torch_first_and_by_its_own_installer():
@@ -84,8 +84,8 @@ def test_what_is_missing_is_installed_torch_first_and_by_its_own_installer():
     assert machine.torch == [">=2.8"] and len(machine.asked) == 1
     (packages,) = machine.pip
     assert sorted(packages) == [
-        "einops>=0.8", "monai>=1.6", "pydantic>=2.8", "rich>=13", "safetensors>=0.5", "scikit-image>=0.24",
-        "typer>=0.19",
+        "diffusers>=0.32", "einops>=0.8", "monai>=1.6", "pydantic>=2.8", "rich>=13", "safetensors>=0.5",
+        "scikit-image>=0.24", "typer>=0.19",
     ]  # fmt: skip
     assert machine.dependencies.missing() == []
 

@@ -67,6 +67,7 @@ class TrainPanel:
             ("spade", _("SPADE")),
             ("pix2pix", _("pix2pix with searched layers: slow in 3D")),
             ("vae", _("Variational autoencoder")),
+            ("diffusion", _("Diffusion in five steps")),
         ):
             ui.generatorComboBox.addItem(text, key)
         for key, text in (

@@ -58,6 +58,8 @@ def finish(run: RunFolder, state: RunState, status: int, made: list[Output], log
     log.emit(Progress(phase="report", step=0, total=2))
     for output in made:
         export_bundle(output.folder, output.folder.model)
+        if (s := output.state.joint.synthesis) is not None:
+            s.generator.save(output.folder.generator, s.meta.noise_log)
     log.emit(Progress(phase="report", step=1, total=2))
     build_reports(run, status)
     log.emit(Progress(phase="report", step=2, total=2))

@@ -94,6 +94,7 @@ class RunFolder:
         self.predictions_index = self.predictions / "index.json"
         self.metrics = self.path / "metrics.json"
         self.model = self.path / "model"
+        self.generator = self.path / "generator"  # for other programs, where the generator is made for that
         self.report = self.path / "report.html"
         self.card = self.path / "card.json"  # of a starting model: what it was trained on
         self.origin = self.path / "origin.json"  # what the model from which the run began was trained on

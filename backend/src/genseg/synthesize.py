@@ -171,8 +171,9 @@ def synthesize(run: Path, count: int, out: Path, device: str, seed: int, log: Ev
         part.joint.synthesis.sources.styles.excluded = Exclusions(own, log).last()
         write_pairs(state.alone(part), 1, out, log, seed=seed * 100_003 + number, first=number)
         log.emit(Progress(phase="predict", step=number + 1, total=count))
-    if settings.closes_the_loop:
-        write_json(out / ARCHITECTURE, {part.prepared.study.name: _architecture(part) for part in state.parts})
+    kernels = {part.prepared.study.name: _architecture(part) for part in state.parts}
+    if settings.closes_the_loop and any(kernels.values()):
+        write_json(out / ARCHITECTURE, kernels)
     return count
 
 

@@ -5,8 +5,8 @@ import importlib.util
 
 # Name under which it is installed: name under which it is imported.
 LIBRARIES = {
-    **{name: name for name in ("torch", "monai", "numpy", "SimpleITK", "safetensors", "einops", "pydantic")},
-    **{name: name for name in ("typer", "rich")},
+    **{name: name for name in ("torch", "monai", "numpy", "SimpleITK", "safetensors", "einops", "diffusers")},
+    **{name: name for name in ("pydantic", "typer", "rich")},
     "scikit-image": "skimage",
 }
 

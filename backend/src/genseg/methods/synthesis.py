@@ -173,9 +173,10 @@ class SyntheticDraw:
     ) -> "SyntheticDraw":  # fmt: skip
         batch = sampler.draw(n, rng, among)
         styles = sources.styles.draw(batch.cases, rng)
-        noise = generator.draw_noise(n, sampler.plan.patch, rng)
         batch = sources.bend(batch, sampler, rng, among)
-        return cls(batch, sampler.draw(n, rng, among) if sources.implants else None, *styles, noise)
+        implant = sampler.draw(n, rng, among) if sources.implants else None
+        # The noise comes last, so that every generator is given the same layouts and styles.
+        return cls(batch, implant, *styles, generator.draw_noise(n, sampler.plan.patch, rng))
 
     def layout(self, sampler: Sampler, strength: Strength) -> Tensor:
         """→ layout [n, *patch] int64."""

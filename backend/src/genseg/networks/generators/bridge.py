@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass
-class BridgeOutput(BaseOutput):  # type: ignore[misc]
+class BridgeOutput(BaseOutput):
     prev_sample: Tensor
 
 
@@ -22,20 +22,21 @@ class BrownianBridgeScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc
 
     order = 1
 
-    @register_to_config  # type: ignore[untyped-decorator]
+    @register_to_config
     def __init__(self, variance: float = 1.0, num_train_timesteps: int = 1000):
+        self.variance, self.end_time = variance, num_train_timesteps
         self.set_timesteps(1)
 
     def set_timesteps(self, num_inference_steps: int) -> None:
         """Evenly from 1 towards 0, which is not among them."""
         steps = torch.arange(num_inference_steps, 0, -1)
-        self.timesteps = steps * self.config.num_train_timesteps / num_inference_steps
-        self.stride = self.config.num_train_timesteps / num_inference_steps
+        self.timesteps = steps * self.end_time / num_inference_steps
+        self.stride = self.end_time / num_inference_steps
 
     def add_noise(self, original: Tensor, end: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t of images [n, ...] at the times [n], noise standard normal."""
         t = self._share(timesteps).view(-1, *[1] * (original.ndim - 1))
-        deviation = (2 * self.config.variance * t * (1 - t)).sqrt()
+        deviation = (2 * self.variance * t * (1 - t)).sqrt()
         return torch.lerp(original, end, t) + deviation * noise
 
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, noise: Tensor) -> BridgeOutput:
@@ -45,8 +46,8 @@ class BrownianBridgeScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc
         forgets where it came from. The last step, to t' = 0, gives x itself.
         """
         t, to = self._share(timestep), self._share(timestep - self.stride)
-        deviation = (2 * self.config.variance * to * (t - to) / t).sqrt()
+        deviation = (2 * self.variance * to * (t - to) / t).sqrt()
         return BridgeOutput(prev_sample=model_output + to / t * (sample - model_output) + deviation * noise)
 
     def _share(self, timesteps: Tensor) -> Tensor:
-        return timesteps / self.config.num_train_timesteps
+        return timesteps / self.end_time

@@ -7,6 +7,9 @@ space that needs no training. The segmenter's gradient passes through the last s
 """
 
 import math
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -35,7 +38,7 @@ class BridgeGenerator(Generator, ModelMixin, ConfigMixin):  # type: ignore[misc]
     Level 3 learns the bridge's variance, as the one noise level; no kernel is searched.
     """
 
-    @register_to_config  # type: ignore[untyped-decorator]
+    @register_to_config
     def __init__(self, dims: int, channels: int, layouts: int, filters: list[int], fold: int):
         super().__init__(dims, 0, (), ())
         self.fold, self.channels, folded = fold, channels, fold**dims
@@ -56,7 +59,7 @@ class BridgeGenerator(Generator, ModelMixin, ConfigMixin):  # type: ignore[misc]
         )
 
     def draw_noise(self, n: int, patch: list[int], rng: torch.Generator) -> list[Tensor]:
-        """A map [n, channels, *patch], folded, for each step but the last, and [n, 1] that tells the time in level 1."""
+        """A map [n, channels, *patch], folded, for each step but the last, and [n, 1] for the time in level 1."""
         size = [n, self.channels * self.fold**self.dims, *(side // self.fold for side in patch)]
         return [torch.randn(*shape, generator=rng) for shape in (*[size] * (STEPS - 1), [n, 1])]
 
@@ -97,6 +100,16 @@ class BridgeGenerator(Generator, ModelMixin, ConfigMixin):  # type: ignore[misc]
     def _expected(self, sample: Tensor, times: Tensor, end: Tensor, shares: Tensor) -> Tensor:
         """The image at the bridge's start, as a change of its end: a network that knows nothing gives the painting."""
         return end + self.network(torch.cat([sample, end, shares], 1), times).float()
+
+    def save(self, folder: Path, noise_log: Tensor) -> None:
+        """As diffusers does: config.json, the weights, and the scheduler with the variance that level 3 learned."""
+        folder.mkdir(exist_ok=True)
+        variance = self.scheduler.variance * float(self._wider(noise_log.detach())) ** 2
+        with TemporaryDirectory(dir=folder.parent) as whole:
+            self.save_pretrained(whole)
+            BrownianBridgeScheduler(variance=variance).save_pretrained(whole)
+            for file in Path(whole).iterdir():
+                os.replace(file, folder / file.name)
 
     @staticmethod
     def _wider(noise_log: Tensor) -> Tensor:

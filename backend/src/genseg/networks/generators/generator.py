@@ -1,6 +1,7 @@
 """What every generator is given and has: the seam between it and the method."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,6 +62,9 @@ class Generator(nn.Module):
     def posterior(self, layout: Tensor, real: Tensor, noise: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """The noise from which the real image is to be drawn again, and what it costs to know. Here: any, nothing."""
         return noise, torch.zeros((), device=real.device)
+
+    def save(self, folder: Path, noise_log: Tensor) -> None:
+        """Write what other programs can read of the trained generator. Here: nothing, the checkpoints have it."""
 
 
 def widths(plan: Plan) -> list[int]:
