@@ -292,8 +292,9 @@ def test_only_the_unreadable_pairs_of_a_batch_are_left_out(data):
     made = []
 
     def recorded(draw, layout, *others):
-        made.append((layout, synthesise(draw, layout, *others)))
-        return made[-1][1]
+        image, shown = synthesise(draw, layout, *others)
+        made.append((layout, image))
+        return image, shown
 
     with patch.object(joint_module, "synthesise", recorded):
         joint._synthetic_gradient(joint.synthesis, 5, Stage(synthetic=True))

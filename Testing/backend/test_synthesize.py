@@ -41,12 +41,12 @@ class Memoriser(nn.Module):
     def draw_noise(self, *given) -> list[Tensor]:
         return self.real.draw_noise(*given)
 
-    def forward(self, *_: object) -> Tensor:
+    def forward(self, layout: Tensor, *_: object) -> tuple[Tensor, Tensor]:
         joint, s = self.state.joint, self.state.joint.synthesis
         rng = stream(SEED, "gallery", self.number)
         self.number += 1
         draw = synthesis.SyntheticDraw.make(1, joint.sampler, s.sources, self.real, rng)
-        return joint.sampler.load_image(draw.batch, s.meta.strength())
+        return joint.sampler.load_image(draw.batch, s.meta.strength()), layout
 
 
 @torch.no_grad()

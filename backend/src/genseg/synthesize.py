@@ -38,9 +38,9 @@ def make_pairs(state: RunState, count: int, seed: int, step: int) -> list[tuple[
         draw = SyntheticDraw.make(1, joint.sampler, s.sources, s.generator, stream(seed, "gallery", number))
         strength = s.meta.strength()
         layout = draw.layout(joint.sampler, strength)
-        label = label_of(layout, joint.plan.classes)
         with joint.device.autocast():
-            image = synthesise(draw, one_hot(layout, s.layouts), s.generator, None, s.meta, strength)
+            image, shown = synthesise(draw, one_hot(layout, s.layouts), s.generator, None, s.meta, strength)
+            label = label_of(shown.argmax(1), joint.plan.classes)
             agreement = float(dice_agreement(state.turn.model(image), label))
         image = image.float()
         nearest, similarity = _nearest(state, draw, image)

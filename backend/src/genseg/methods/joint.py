@@ -165,8 +165,8 @@ class Joint:
         strength = s.meta.plain_strength()
         layout = draw.layout(self.sampler, strength)
         with torch.no_grad(), self.device.autocast():
-            image = synthesise(draw, one_hot(layout, s.layouts), s.generator, None, s.meta, strength)
-        return image, label_of(layout, self.plan.classes), draw.wanted.to(image.device)
+            image, shown = synthesise(draw, one_hot(layout, s.layouts), s.generator, None, s.meta, strength)
+        return image, label_of(shown.argmax(1), self.plan.classes), draw.wanted.to(image.device)
 
     def _readable(self, logits: Tensor, label: Tensor) -> Tensor:
         """[n] 1 where the segmenter agrees with a synthetic pair well enough for it to be learned from, else 0."""
@@ -302,8 +302,8 @@ class Joint:
         )
         strength = s.meta.strength()
         layout = draw.soft_layout(s.meta_sampler, strength, s.layouts)
-        image = synthesise(draw, layout, s.generator, ahead, s.meta, strength)
-        loss = segmentation_loss(self._segment(weights, image), soft_label_of(layout, self.plan.classes))
+        image, shown = synthesise(draw, layout, s.generator, ahead, s.meta, strength)
+        loss = segmentation_loss(self._segment(weights, image), soft_label_of(shown, self.plan.classes))
         loss = (loss * draw.wanted.to(loss.device)).mean()
         return s.meta.share() * s.meta.weight() * loss
 

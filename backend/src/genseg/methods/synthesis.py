@@ -201,14 +201,17 @@ class SyntheticDraw:
 def synthesise(
     draw: SyntheticDraw, layout: Tensor, generator: Generator, weights: Parameters | None, meta: MetaParameters,
     strength: Strength,
-) -> Tensor:  # fmt: skip
-    """Layout shares [n, L, *patch] → image [n, C, *patch], intensities changed as drawn. No detach on this path."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Layout shares [n, L, *patch] → image [n, C, *patch], intensities changed as drawn, and the shares that it shows.
+
+    No detach on this path.
+    """
     device = layout.device
     style = draw.style.to(device) + draw.deviation.to(device) * meta.style_log.exp()
     arguments = (layout, style, draw.noise, meta.mixture, meta.noise_log)
-    image = generator(*arguments) if weights is None else call(generator, weights, *arguments)
+    image, shown = generator(*arguments) if weights is None else call(generator, weights, *arguments)
     intensity: IntensityDraw = draw.batch.intensity.to(device)
-    return apply_intensity(image, intensity, strength)
+    return apply_intensity(image, intensity, strength), shown
 
 
 def meta_plan(plan: Plan) -> tuple[Plan, int]:

@@ -66,10 +66,10 @@ class BridgeGenerator(Generator, ModelMixin, ConfigMixin):  # type: ignore[misc]
     def forward(
         self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor,
         real: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As every generator; with the real image → what the network makes of it at a random time of the bridge."""
         if real is None:
-            return self.draw(layout, style, noise, mixture, noise_log)
+            return self.draw(layout, style, noise, mixture, noise_log), layout
         painted = self.painted(layout, style)
         end, shares, original = self._folded(painted), self._folded(layout), self._folded(real)
         share = torch.special.ndtr(noise[-1][:, 0])  # uniform in 0..1

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,14 +44,15 @@ class Generator(nn.Module):
     def forward(
         self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor,
         real: Tensor | None = None,
-    ) -> Any:  # fmt: skip
-        """layout [n, L, *patch] (shares), style [n, s], noise as drawn → image [n, C, *patch], z-scored range.
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """layout [n, L, *patch] (shares), style [n, s], noise as drawn → image [n, C, *patch], z-scored range, and the
+        layout that it shows.
 
         `mixture` [mixed, kernel sizes] logits and `noise_log` [levels + 1] (log SD) belong to level 3. With the `real`
         image of the layout, as in level 1: → (image, what the generator adds to level 1's loss, 0-dim).
         """
         if real is None:
-            return self.draw(layout, style, noise, mixture, noise_log)
+            return self.draw(layout, style, noise, mixture, noise_log), layout
         noise, penalty = self.posterior(layout, real, noise)
         return self.draw(layout, style, noise, mixture, noise_log), penalty
 
