@@ -108,8 +108,8 @@ def test_the_vaes_latent_map_tells_of_the_real_image_and_costs_what_it_tells(dim
     (other, *_), _ = network.posterior(layout, -real, noise)
     assert known.shape == noise[0].shape == (2, 1 + LATENT, *[side // 4 for side in patch])
     assert torch.equal(known[:, :1], noise[0][:, :1]) and not torch.allclose(known[:, 1:], other[:, 1:])
-    torch.nn.init.zeros_(network.moments.weight)
-    torch.nn.init.zeros_(network.moments.bias)
+    torch.nn.init.zeros_(network.encoder.moments.weight)
+    torch.nn.init.zeros_(network.encoder.moments.bias)
     (told_nothing, *_), free = network.posterior(layout, real, noise)
     assert float(free) == 0 < float(cost) and torch.equal(told_nothing, noise[0])
 

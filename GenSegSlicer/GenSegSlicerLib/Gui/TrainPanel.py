@@ -68,6 +68,7 @@ class TrainPanel:
             ("pix2pix", _("pix2pix with searched layers: slow in 3D")),
             ("vae", _("Variational autoencoder")),
             ("diffusion", _("Diffusion in five steps")),
+            ("joint", _("Mask and image together: new shapes")),
         ):
             ui.generatorComboBox.addItem(text, key)
         for key, text in (

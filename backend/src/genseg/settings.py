@@ -10,7 +10,7 @@ from genseg.runfolder import read_model, write_json
 
 Method = Literal["genseg+versemi", "versemi", "genseg", "separate", "supervised"]
 MetaMethod = Literal["imaml", "first-order", "reptile", "pretrain"]
-GeneratorName = Literal["spade", "pix2pix", "vae", "diffusion"]
+GeneratorName = Literal["spade", "pix2pix", "vae", "diffusion", "joint"]
 Part = Literal["prompts", "auxiliary", "synthetic-task", "consistency", "teacher"]  # of versemi
 PARTS: tuple[Part, ...] = get_args(Part)
 GENERATORS: tuple[GeneratorName, ...] = get_args(GeneratorName)

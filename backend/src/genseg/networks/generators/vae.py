@@ -7,12 +7,11 @@ images have a z of the prior. What is drawn from a real image's z goes before le
 """
 
 import math
-from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from genseg.networks.generators.code import Encoder, with_code
 from genseg.networks.generators.generator import widths
 from genseg.networks.generators.spade import SpadeGenerator
 from genseg.plan import Plan
@@ -27,19 +26,10 @@ class ConditionalVae(SpadeGenerator):
 
     def __init__(self, dims: int, channels: int, layouts: int, filters: list[int]):
         super().__init__(dims, channels, layouts, filters, more=LATENT)
-        conv, norm = (nn.Conv2d, nn.InstanceNorm2d) if dims == 2 else (nn.Conv3d, nn.InstanceNorm3d)
-        fine_first = filters[::-1]
-        self.first = conv(channels + layouts, fine_first[0], 3, padding=1)
-        self.encoder = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), conv(a, b, 3, stride=2, padding=1), norm(b, affine=True))
-            for a, b in pairwise(fine_first)
-        )
-        self.moments = conv(filters[0], 2 * LATENT, 1)
+        self.encoder = Encoder(dims, channels + layouts, filters[::-1], LATENT)
 
     def draw_noise(self, n: int, patch: list[int], rng: torch.Generator) -> list[Tensor]:
-        noise = super().draw_noise(n, patch, rng)
-        z = torch.randn(n, LATENT, *noise[0].shape[2:], generator=rng)
-        return [torch.cat([noise[0], z], 1), *noise[1:]]
+        return with_code(super().draw_noise(n, patch, rng), LATENT, rng)
 
     def coarsest(self, layout: Tensor, noise: Tensor, noise_log: Tensor) -> Tensor:
         """The layout beside z, which level 3 may draw from a wider or narrower prior."""
@@ -47,15 +37,9 @@ class ConditionalVae(SpadeGenerator):
 
     def posterior(self, layout: Tensor, real: Tensor, noise: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """z of the real image, and the Kullback-Leibler divergence from its distribution to the prior, a mean."""
-        x = self.first(torch.cat([real, layout], 1))
-        for layer in self.encoder:
-            x = layer(x)
-        mean, log_variance = self.moments(F.silu(x)).float().chunk(2, 1)
-        log_variance = log_variance.clamp(-8, 4)
-        drawn = noise[0].to(real.device)
-        z = mean + (0.5 * log_variance).exp() * drawn[:, 1:]
-        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        return [torch.cat([drawn[:, :1], z], 1), *noise[1:]], KL_WEIGHT * divergence
+        code, drawn = self.encoder(torch.cat([real, layout], 1)), noise[0].to(real.device)
+        z = code.drawn(drawn[:, 1:])
+        return [torch.cat([drawn[:, :1], z], 1), *noise[1:]], KL_WEIGHT * code.divergence()
 
 
 def make(plan: Plan, layouts: int) -> ConditionalVae:

@@ -1,0 +1,70 @@
+"""`joint`: mask and image from one code, so that new shapes, and not only warped ones, appear.
+
+A variational autoencoder of layouts, with the default generator behind it: an encoder finds the code of a layout, a
+decoder makes a layout of it again, and the image is drawn from what the decoder made. A synthetic pair's code lies
+between a labelled scan's and one drawn from the prior; level 3 learns where. GenSeg's paper compares with WGAN-GP,
+which makes both from noise alone; from a handful of masks that learns little else than those masks.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from genseg.networks.generators.code import Encoder, with_code
+from genseg.networks.generators.generator import widths
+from genseg.networks.generators.spade import SpadeGenerator
+from genseg.plan import Plan
+
+LATENT = 8  # channels of the code, at the coarsest level
+KL_WEIGHT = 0.02
+LAYOUT_WEIGHT = 2.0  # of the cross-entropy of the layout made again, beside the image's own λ
+PRIOR = 0.5  # how far a code goes on its way to one drawn from the prior, where level 3 begins
+START = math.log(0.1)  # level 3's noise where it begins
+
+
+class JointGenerator(SpadeGenerator):
+    """`filters`: coarse to fine. The channels of the coarsest noise from the second on are the prior's code."""
+
+    def __init__(self, dims: int, channels: int, layouts: int, filters: list[int]):
+        super().__init__(dims, channels, layouts, filters)
+        conv, norm = (nn.Conv2d, nn.InstanceNorm2d) if dims == 2 else (nn.Conv3d, nn.InstanceNorm3d)
+        self.encoder = Encoder(dims, layouts, filters[::-1], LATENT)
+        self.first = conv(LATENT, filters[0], 3, padding=1)
+        self.decoder = nn.ModuleList(
+            nn.Sequential(norm(a, affine=True), nn.SiLU(), nn.Upsample(scale_factor=2), conv(a, b, 3, padding=1))
+            for a, b in pairwise(filters)
+        )
+        self.shares = nn.Sequential(norm(filters[-1], affine=True), nn.SiLU(), conv(filters[-1], layouts, 3, padding=1))
+
+    def draw_noise(self, n: int, patch: list[int], rng: torch.Generator) -> list[Tensor]:
+        return with_code(super().draw_noise(n, patch, rng), LATENT, rng)
+
+    def forward(
+        self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor,
+        real: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """As every generator; the layout that the image shows is a new one."""
+        code = self.encoder(layout)
+        if real is None:
+            way = (PRIOR * (noise_log[0] - START).exp()).clamp(max=1.0)
+            made = self.made(torch.lerp(code.mean, noise[0][:, 1:].to(layout.device), way)).softmax(1)
+            return self.draw(made, style, noise, mixture, noise_log), made
+        logits = self.made(code.drawn(noise[0][:, 1:]))
+        again = -(layout * logits.log_softmax(1)).sum(1).mean()
+        penalty = LAYOUT_WEIGHT * again + KL_WEIGHT * code.divergence()
+        return self.draw(logits.softmax(1), style, noise, mixture, noise_log), penalty
+
+    def made(self, code: Tensor) -> Tensor:
+        """Code [n, LATENT, *coarsest] → logits of a layout [n, L, *patch]."""
+        x = self.first(code)
+        for layer in self.decoder:
+            x = layer(x)
+        logits: Tensor = self.shares(x).float()
+        return logits
+
+
+def make(plan: Plan, layouts: int) -> JointGenerator:
+    """As wide as the default generator."""
+    return JointGenerator(plan.dims, plan.channels, layouts, widths(plan))
