@@ -18,11 +18,13 @@ from typer.testing import CliRunner
 
 from genseg.cli import app
 from genseg.errors import EXIT_OK
-from genseg.methods.joint import Joint
+from genseg.methods.joint import Joint, Stage
 from genseg.methods.losses import one_hot
+from genseg.methods.synthesis import SyntheticDraw, label_of
 from genseg.networks.generators import build_generator
 from genseg.networks.generators.bridge import BrownianBridgeScheduler
 from genseg.networks.generators.diffusion import LAST, START, STEPS, BridgeGenerator
+from genseg.networks.generators.joint import PRIOR
 from genseg.networks.generators.vae import LATENT
 from genseg.randomness import stream
 from genseg.runfolder import read_json
@@ -195,3 +197,40 @@ def test_diffusers_saves_and_loads_the_generator(data, tmp_path):
     again = BridgeGenerator.from_pretrained(tmp_path / "generator", low_cpu_mem_usage=False)
     with torch.no_grad():
         assert torch.allclose(again(*given)[0], joint.synthesis.generator(*given)[0], atol=1e-5)
+
+
+def test_joint_makes_masks_again_and_new_ones_and_the_segmenter_is_told_what_the_image_shows(data):
+    joint = built(prepared(data, "isic2017"), generator="joint").joint
+    s, classes = joint.synthesis, joint.plan.classes
+    for step in range(1, 61):
+        joint.pretrain(s, step)
+    draw = SyntheticDraw.make(8, joint.sampler, s.sources, s.generator, stream(1, "masks"))
+    layout = draw.layout(joint.sampler, s.meta.plain_strength())
+
+    def masks(way: float) -> Tensor:
+        """The masks of codes that go so far on their way to the prior."""
+        noise_log = s.meta.noise_log.detach().clone()
+        noise_log[0] = START + math.log(way / PRIOR)
+        with torch.no_grad():
+            _, shown = s.generator(one_hot(layout, s.layouts), draw.style, draw.noise, s.meta.mixture, noise_log)
+        return label_of(shown.argmax(1), classes)
+
+    def overlap(a: Tensor, b: Tensor) -> float:
+        return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+    drawn = label_of(layout, classes) > 0
+    again, halfway, anyones = (overlap(masks(way) > 0, drawn) for way in (1e-6, PRIOR, 1.0))
+    print(f"Dice with the mask of the code: {again:.2f}, halfway to the prior {halfway:.2f}, the prior's {anyones:.2f}")
+    assert again > 0.7 and again > halfway > anyones
+
+    seen = []
+    watch = s.generator.register_forward_hook(lambda _module, _given, made: seen.append(made))
+    image, label, _ = joint._synthetic_pairs(s, 3, Stage(synthetic=True))
+    watch.remove()
+    ((_, shown),) = seen
+    assert torch.equal(label, label_of(shown.argmax(1), classes)) and image.shape[2:] == label.shape[1:]
+    rng = stream(joint.seed, "synthetic", 3)
+    warped = SyntheticDraw.make(len(label), joint.sampler, s.sources, s.generator, rng).layout(
+        joint.sampler, s.meta.plain_strength()
+    )
+    assert not torch.equal(label, label_of(warped, classes)), "not only warped"

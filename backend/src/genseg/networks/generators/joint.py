@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from genseg.methods.losses import segmentation_loss
 from genseg.networks.generators.code import Encoder, with_code
 from genseg.networks.generators.generator import widths
 from genseg.networks.generators.spade import SpadeGenerator
@@ -19,7 +20,7 @@ from genseg.plan import Plan
 
 LATENT = 8  # channels of the code, at the coarsest level
 KL_WEIGHT = 0.02
-LAYOUT_WEIGHT = 2.0  # of the cross-entropy of the layout made again, beside the image's own λ
+LAYOUT_WEIGHT = 10.0  # of the layout that is made again, as much as the image in level 1
 PRIOR = 0.5  # how far a code goes on its way to one drawn from the prior, where level 3 begins
 START = math.log(0.1)  # level 3's noise where it begins
 
@@ -52,8 +53,7 @@ class JointGenerator(SpadeGenerator):
             made = self.made(torch.lerp(code.mean, noise[0][:, 1:].to(layout.device), way)).softmax(1)
             return self.draw(made, style, noise, mixture, noise_log), made
         logits = self.made(code.drawn(noise[0][:, 1:]))
-        again = -(layout * logits.log_softmax(1)).sum(1).mean()
-        penalty = LAYOUT_WEIGHT * again + KL_WEIGHT * code.divergence()
+        penalty = LAYOUT_WEIGHT * segmentation_loss(logits, layout).mean() + KL_WEIGHT * code.divergence()
         return self.draw(logits.softmax(1), style, noise, mixture, noise_log), penalty
 
     def made(self, code: Tensor) -> Tensor:
