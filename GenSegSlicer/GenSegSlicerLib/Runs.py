@@ -24,7 +24,7 @@ _META_METHODS = ("imaml", "first-order", "reptile", "pretrain")  # of starting m
 # Everything a run writes (docs/run-folder.md), the module's own list of excluded pairs, and what desktops leave.
 _OWN = {
     *("settings.json", "study.json", "plan.json", "events.jsonl", "metrics.json", "report.html", "traceback.txt"),
-    *("checkpoints", "synthetic", "predictions", "model", "stop", "done", "excluded.json", "origin.json"),
+    *("checkpoints", "synthetic", "predictions", "model", "generator", "stop", "done", "excluded.json", "origin.json"),
     *(".DS_Store", "Thumbs.db", "desktop.ini"),
 }
 

@@ -1,4 +1,4 @@
-"""A page of synthetic pairs: generators row under row, in each column the same mask and style."""
+"""A page of synthetic pairs: generators row under row, in each column the same draw of mask and style."""
 
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ COLOURS = np.array([[0, 0, 0], [1, 0.75, 0], [0, 0.8, 1], [1, 0.2, 0.6]])
 
 def keep(state: Any, folder: Path, name: str) -> None:
     """Write pictures of the generator's pairs, and of the same scans as they are, to `folder`/`name`.npz."""
+    from genseg.methods.synthesis import label_of
     from genseg.synthesize import make_pairs
 
     joint, pictures, real = state.joint, [], []
@@ -21,7 +22,7 @@ def keep(state: Any, folder: Path, name: str) -> None:
     for image, label, entry in make_pairs(state, PAIRS, seed=7, step=0):
         pictures.append(picture(image.numpy(), label.numpy()))
         case = joint.sampler.cases[ids.index(entry["source"])]
-        real.append(picture(case.image.float().cpu().numpy(), case.label.cpu().numpy()))
+        real.append(picture(case.image.float().cpu().numpy(), label_of(case.label, joint.plan.classes).cpu().numpy()))
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / f"{name}.npz", pairs=np.stack(pictures), real=np.stack(real))
 

@@ -14,7 +14,7 @@ from genseg.inference import Predictor
 from genseg.outputs import Output
 from genseg.predict import Split, by_files, predict_cases
 from genseg.report import build_reports
-from genseg.runfolder import RunFolder, read_json, write_json
+from genseg.runfolder import RunFolder, read_json, replacing_folder, write_json
 from genseg.state import RunState
 from genseg.synthesize import write_pairs
 
@@ -59,7 +59,8 @@ def finish(run: RunFolder, state: RunState, status: int, made: list[Output], log
     for output in made:
         export_bundle(output.folder, output.folder.model)
         if (s := output.state.joint.synthesis) is not None:
-            s.generator.save(output.folder.generator, s.meta.noise_log)
+            with replacing_folder(output.folder.generator) as temporary:
+                s.generator.save(temporary, s.meta.noise_log)
     log.emit(Progress(phase="report", step=1, total=2))
     build_reports(run, status)
     log.emit(Progress(phase="report", step=2, total=2))

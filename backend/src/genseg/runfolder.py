@@ -30,6 +30,19 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder that the block may make; where it makes none, nothing changes."""
+    temporary = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        if temporary.exists():
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented UTF-8 JSON, atomically."""
     with replacing(path) as temporary:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genseg.augment import UNCHANGED, Strength
 from genseg.errors import RunFailed
 from genseg.events import EventLog, Progress, Synthetic
 from genseg.exclusions import Exclusions
@@ -16,7 +17,7 @@ from genseg.imageio import Geometry, write_image, write_label
 from genseg.labels import LabelTable
 from genseg.methods.joint import GATE
 from genseg.methods.losses import dice_agreement, one_hot
-from genseg.methods.synthesis import SyntheticDraw, label_of, synthesise
+from genseg.methods.synthesis import SyntheticDraw, soft_label_of, synthesise
 from genseg.prepare import prepare_again
 from genseg.preprocess import WorkingCase
 from genseg.randomness import stream
@@ -37,13 +38,14 @@ def make_pairs(state: RunState, count: int, seed: int, step: int) -> list[tuple[
     for number in range(count):
         draw = SyntheticDraw.make(1, joint.sampler, s.sources, s.generator, stream(seed, "gallery", number))
         strength = s.meta.strength()
-        layout = draw.layout(joint.sampler, strength)
+        layout = one_hot(draw.layout(joint.sampler, strength), s.layouts)
         with joint.device.autocast():
-            image, shown = synthesise(draw, one_hot(layout, s.layouts), s.generator, None, s.meta, strength)
-            label = label_of(shown.argmax(1), joint.plan.classes)
+            image, shown = synthesise(draw, layout, s.generator, None, s.meta, strength)
+            label = soft_label_of(shown, joint.plan.classes).argmax(1)
             agreement = float(dice_agreement(state.turn.model(image), label))
         image = image.float()
-        nearest, similarity = _nearest(state, draw, image)
+        # A mask that was made new has left the warp of the scan it came from.
+        nearest, similarity = _nearest(state, draw, image, [strength] if shown is layout else [strength, UNCHANGED])
         entry = {
             "source": joint.sampler.cases[draw.batch.cases[0]].id,
             "style": draw.styled_as[0],
@@ -60,11 +62,11 @@ def make_pairs(state: RunState, count: int, seed: int, step: int) -> list[tuple[
     return pairs
 
 
-def _nearest(state: RunState, draw: SyntheticDraw, image: Tensor) -> tuple[str, float]:
+def _nearest(state: RunState, draw: SyntheticDraw, image: Tensor, strengths: list[Strength]) -> tuple[str, float]:
     """The training scan most like the image, and their correlation, at half resolution.
 
-    Every training scan is looked at through the very warp of the synthetic mask, so that a copied
-    patient is recognised although it was moved and bent.
+    Every training scan is looked at through the very warp of the synthetic mask, at each of the
+    strengths, so that a copied patient is recognised although it was moved and bent.
     """
     sampler, s = state.joint.sampler, state.joint.synthesis
     assert s is not None
@@ -73,10 +75,10 @@ def _nearest(state: RunState, draw: SyntheticDraw, image: Tensor) -> tuple[str, 
     for index, case in enumerate(sampler.cases):
         last = case.image.shape[1] - 1 if state.joint.plan.dims == 2 else 0
         there = replace(draw.batch, cases=[index], slices=[min(draw.batch.slices[0], last)])
-        real = sampler.load_image(there, s.meta.strength())
-        theirs = pool(real, 2).flatten()
-        similarity = float(torch.corrcoef(torch.stack([mine, theirs]))[0, 1].nan_to_num(0.0))
-        best = max(best, (case.id, similarity), key=lambda pair: pair[1])
+        for strength in strengths:
+            theirs = pool(sampler.load_image(there, strength), 2).flatten()
+            similarity = float(torch.corrcoef(torch.stack([mine, theirs]))[0, 1].nan_to_num(0.0))
+            best = max(best, (case.id, similarity), key=lambda pair: pair[1])
     return best
 
 

@@ -1,6 +1,7 @@
 """Train: set up, fit, check now and then, finish. The method itself is methods/joint.py."""
 
 import math
+import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -73,8 +74,11 @@ def _create(run: RunFolder, state: RunState, start: StartingModel | None) -> Non
 
 def _clear_leftovers(run: RunFolder) -> None:
     """Remove the temporary files of a process that was killed while it wrote."""
-    for path in run.path.rglob(".part-*"):
-        path.unlink(missing_ok=True)
+    for path in list(run.path.rglob(".part-*")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _run(run: RunFolder, state: RunState, log: EventLog, resumed: bool) -> int:

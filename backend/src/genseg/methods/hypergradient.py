@@ -111,10 +111,10 @@ def _instance_norm(
 
 
 def _group_norm(
-    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
     """The signature of torch's own."""
-    grouped = x.unflatten(1, (groups, -1))
+    grouped = x.unflatten(1, (num_groups, -1))
     return _by_channel(_normed(grouped, list(range(2, grouped.ndim)), eps).flatten(1, 2), weight, bias)
 
 

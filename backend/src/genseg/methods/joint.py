@@ -166,7 +166,7 @@ class Joint:
         layout = draw.layout(self.sampler, strength)
         with torch.no_grad(), self.device.autocast():
             image, shown = synthesise(draw, one_hot(layout, s.layouts), s.generator, None, s.meta, strength)
-        return image, label_of(shown.argmax(1), self.plan.classes), draw.wanted.to(image.device)
+        return image, soft_label_of(shown, self.plan.classes).argmax(1), draw.wanted.to(image.device)
 
     def _readable(self, logits: Tensor, label: Tensor) -> Tensor:
         """[n] 1 where the segmenter agrees with a synthetic pair well enough for it to be learned from, else 0."""

@@ -56,10 +56,10 @@ def pairs_section(run: RunView, limit: int) -> Html | None:
     hidden = len(run.pairs) - len(chosen)
     explained = (
         "Each pair was made by the generator: a mask of a labelled scan was deformed, in volumes towards the shape of "
-        "other scans, in photographs with a second scan's structures put in, and an image was drawn to fit it. On the "
-        "right, the real training scan that the image resembles most. Agreement is the Dice between the "
-        "mask and what the segmenter sees in the synthetic image; a pair on which it agrees less than half as well as "
-        "on real training scans is left out of training. "
+        "other scans, in photographs with a second scan's structures put in (the generator “joint” makes a new one of "
+        "it), and an image was drawn to fit it. On the right, the real training scan that the image resembles most. "
+        "Agreement is the Dice between the mask and what the segmenter sees in the synthetic image; a pair on which it "
+        "agrees less than half as well as on real training scans is left out of training. "
         "Likeness is the correlation with the nearest training scan; near 1 the image repeats a patient."
     )
     shown = f" {words.count(len(chosen), 'pair')} shown"

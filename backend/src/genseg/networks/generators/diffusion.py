@@ -7,9 +7,7 @@ space that needs no training. The segmenter's gradient passes through the last s
 """
 
 import math
-import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -28,12 +26,12 @@ PAINTED = 32  # hidden channels of the painting
 PAINT_WEIGHT = 2.0
 FOLD = 2
 LARGE = 4  # levels of the segmenter from which on images are folded
-GROUP = 8  # channels normalised together
+GROUPS = 4  # of channels, each normalised together
 START = math.log(0.1)  # level 3's noise at which the bridge is as wide as the scheduler has it
 
 
 class BridgeGenerator(Generator, ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """`filters`: fine to coarse, each a multiple of `GROUP`; `fold`: 1 or `FOLD`.
+    """`filters`: fine to coarse, each a multiple of `GROUPS`; `fold`: 1 or `FOLD`.
 
     Level 3 learns the bridge's variance, as the one noise level; no kernel is searched.
     """
@@ -55,7 +53,8 @@ class BridgeGenerator(Generator, ModelMixin, ConfigMixin):  # type: ignore[misc]
             num_res_blocks=1,
             attention_levels=[False] * len(filters),
             num_head_channels=filters[-1],
-            norm_num_groups=GROUP,
+            norm_num_groups=GROUPS,
+            use_flash_attention=True,  # of large thin patches many positions meet at the coarsest level
         )
 
     def draw_noise(self, n: int, patch: list[int], rng: torch.Generator) -> list[Tensor]:
@@ -79,6 +78,7 @@ class BridgeGenerator(Generator, ModelMixin, ConfigMixin):  # type: ignore[misc]
         return self._unfolded(expected), PAINT_WEIGHT * (painted - real).abs().mean()
 
     def draw(self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor) -> Tensor:
+        # Never with gradients under autocast: its cache would give the last steps the early ones' weights without any.
         end, shares = self._folded(self.painted(layout, style)), self._folded(layout)
         sample, times = end, self.scheduler.timesteps.to(end)
         for number, time in enumerate(times):
@@ -103,13 +103,9 @@ class BridgeGenerator(Generator, ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def save(self, folder: Path, noise_log: Tensor) -> None:
         """As diffusers does: config.json, the weights, and the scheduler with the variance that level 3 learned."""
-        folder.mkdir(exist_ok=True)
+        self.save_pretrained(folder)
         variance = self.scheduler.variance * float(self._wider(noise_log.detach())) ** 2
-        with TemporaryDirectory(dir=folder.parent) as whole:
-            self.save_pretrained(whole)
-            BrownianBridgeScheduler(variance=variance).save_pretrained(whole)
-            for file in Path(whole).iterdir():
-                os.replace(file, folder / file.name)
+        BrownianBridgeScheduler(variance=variance).save_pretrained(folder)
 
     @staticmethod
     def _wider(noise_log: Tensor) -> Tensor:

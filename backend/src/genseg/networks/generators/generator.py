@@ -64,7 +64,7 @@ class Generator(nn.Module):
         return noise, torch.zeros((), device=real.device)
 
     def save(self, folder: Path, noise_log: Tensor) -> None:
-        """Write what other programs can read of the trained generator. Here: nothing, the checkpoints have it."""
+        """Make a folder of what other programs can read of it. Here: none, the checkpoints have what is needed."""
 
 
 def widths(plan: Plan) -> list[int]:

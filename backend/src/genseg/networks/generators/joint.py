@@ -1,9 +1,9 @@
 """`joint`: mask and image from one code, so that new shapes, and not only warped ones, appear.
 
 A variational autoencoder of layouts, with the default generator behind it: an encoder finds the code of a layout, a
-decoder makes a layout of it again, and the image is drawn from what the decoder made. A synthetic pair's code lies
-between a labelled scan's and one drawn from the prior; level 3 learns where. GenSeg's paper compares with WGAN-GP,
-which makes both from noise alone; from a handful of masks that learns little else than those masks.
+decoder makes a layout of it again, and the image is drawn from what the decoder made. A synthetic pair's code is
+that of a labelled scan, mixed with one drawn from the prior; level 3 learns the share. GenSeg's paper compares with
+WGAN-GP, which makes both from noise alone; from a handful of masks that learns little else than those masks.
 """
 
 import math
@@ -21,8 +21,9 @@ from genseg.plan import Plan
 LATENT = 8  # channels of the code, at the coarsest level
 KL_WEIGHT = 0.02
 LAYOUT_WEIGHT = 10.0  # of the layout that is made again, as much as the image in level 1
-PRIOR = 0.5  # how far a code goes on its way to one drawn from the prior, where level 3 begins
+PRIOR = 0.25  # share of the prior in a code, where level 3 begins
 START = math.log(0.1)  # level 3's noise where it begins
+SHARP = 3.0  # what the logits are multiplied with, so that a layout is nearly as sure of itself as a real one
 
 
 class JointGenerator(SpadeGenerator):
@@ -49,12 +50,19 @@ class JointGenerator(SpadeGenerator):
         """As every generator; the layout that the image shows is a new one."""
         code = self.encoder(layout)
         if real is None:
-            way = (PRIOR * (noise_log[0] - START).exp()).clamp(max=1.0)
-            made = self.made(torch.lerp(code.mean, noise[0][:, 1:].to(layout.device), way)).softmax(1)
+            share = torch.sigmoid(noise_log[0] - START + math.log(PRIOR / (1 - PRIOR)))
+            prior = noise[0][:, 1:].to(layout.device)
+            made = self.sharp(self.made((1 - share).sqrt() * code.mean + share.sqrt() * prior))
             return self.draw(made, style, noise, mixture, noise_log), made
         logits = self.made(code.drawn(noise[0][:, 1:]))
         penalty = LAYOUT_WEIGHT * segmentation_loss(logits, layout).mean() + KL_WEIGHT * code.divergence()
-        return self.draw(logits.softmax(1), style, noise, mixture, noise_log), penalty
+        return self.draw(self.sharp(logits), style, noise, mixture, noise_log), penalty
+
+    @staticmethod
+    def sharp(logits: Tensor) -> Tensor:
+        """Logits → shares. Background is divided among grey levels: unsharpened, a structure that is more likely than
+        each of them would often be less likely than all together."""
+        return (SHARP * logits).softmax(1)
 
     def made(self, code: Tensor) -> Tensor:
         """Code [n, LATENT, *coarsest] → logits of a layout [n, L, *patch]."""
