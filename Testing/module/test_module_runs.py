@@ -179,10 +179,6 @@ def test_removing_takes_the_run_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["keep"]
 
 
-@pytest.mark.parametrize(
-    "mine",
-    ["Notizen.txt", "predictions/scan-1 korrigiert.seg.nrrd", "synthetic/favourite.png", "predictions/scan-12.png"],
-)
 def test_a_run_that_left_its_generator_to_other_programs_can_be_removed(tmp_path):
     folder = makeRun(tmp_path / "run", [STARTED, finished(0)], weights=("best",), done=True)
     (folder / "generator").mkdir()
@@ -191,6 +187,10 @@ def test_a_run_that_left_its_generator_to_other_programs_can_be_removed(tmp_path
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    "mine",
+    ["Notizen.txt", "predictions/scan-1 korrigiert.seg.nrrd", "synthetic/favourite.png", "predictions/scan-12.png"],
+)
 def test_a_run_with_files_of_the_users_own_is_not_removed(tmp_path, mine):
     folder = makeRun(tmp_path / "run")
     (folder / mine).write_text("mine")
