@@ -25,12 +25,15 @@ def genseg(*arguments) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def study(data, tmp_path_factory) -> Path:
-    """The first scans of the real study, read where they lie."""
-    source = data / "hippocampus"
+    """The first scans of the real study, every second voxel of them along each axis: an eighth of the work."""
+    source, folder = data / "hippocampus", tmp_path_factory.mktemp("study")
     content = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
     for split, count in (("training", 3), ("test", SCANS)):
-        content[split] = [{k: str(source / v) for k, v in case.items()} for case in content[split][:count]]
-    folder = tmp_path_factory.mktemp("study")
+        content[split] = content[split][:count]
+        for file in (folder / name for case in content[split] for name in case.values()):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            whole = sitk.ReadImage(str(source / file.relative_to(folder)))
+            sitk.WriteImage(whole[::2, ::2, ::2], str(file))
     (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
