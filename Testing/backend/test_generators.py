@@ -25,9 +25,10 @@ from genseg.methods.losses import one_hot
 from genseg.methods.synthesis import SyntheticDraw, label_of, soft_label_of
 from genseg.networks.generators import build_generator
 from genseg.networks.generators.bridge import BrownianBridgeScheduler
-from genseg.networks.generators.diffusion import LAST, START, STEPS, BridgeGenerator
+from genseg.networks.generators.code import LATENT
+from genseg.networks.generators.diffusion import LAST, STEPS, BridgeGenerator
+from genseg.networks.generators.generator import NOISE_START
 from genseg.networks.generators.joint import PRIOR
-from genseg.networks.generators.vae import LATENT
 from genseg.randomness import stream
 from genseg.runfolder import read_json
 from genseg.settings import GENERATORS
@@ -111,12 +112,10 @@ def test_a_run_ends_synthesizes_and_leaves_its_generator_to_diffusers_where_that
 @pytest.mark.parametrize("filters", [[24, 48, 96], [8, 16], [32, 64, 128, 256, 512, 512, 512]])
 def test_diffusion_is_built_for_every_width_and_number_of_levels_that_plans_have(filters):
     side = 2 ** (len(filters) - 1) * 2
-    plan = small_plan(2, [side, side]).model_copy(
-        update={"filters": filters, "kernels": [3] * len(filters), "strides": [1] + [2] * (len(filters) - 1)}
-    )
+    plan = small_plan(2, [side, side], filters=filters)
     network = build_generator(plan, 7, "diffusion")
     noise = network.draw_noise(1, plan.patch, torch.Generator())
-    given = torch.rand(1, 7, side, side), torch.randn(1, 14), noise, torch.zeros(0, 0), torch.full((1,), START)
+    given = torch.rand(1, 7, side, side), torch.randn(1, 14), noise, torch.zeros(0, 0), torch.full((1,), NOISE_START)
     with torch.no_grad():
         assert network(*given)[0].shape == (1, 2, side, side)
 
@@ -140,9 +139,7 @@ def test_the_vaes_latent_map_tells_of_the_real_image_and_costs_what_it_tells(dim
 
 @pytest.mark.parametrize(("dims", "patch"), [(2, [64, 48]), (3, [16, 32, 24])])
 def test_a_large_plan_is_folded_and_the_mask_keeps_its_finest_voxels(dims, patch):
-    plan = small_plan(dims, patch).model_copy(
-        update={"filters": [4, 8, 16, 32], "kernels": [3] * 4, "strides": [1, 2, 2, 2]}
-    )
+    plan = small_plan(dims, patch, filters=[4, 8, 16, 32])
     network = build_generator(plan, 7, "diffusion")
     assert network.fold == 2
     x = torch.randn(2, 3, *patch)
@@ -153,7 +150,7 @@ def test_a_large_plan_is_folded_and_the_mask_keeps_its_finest_voxels(dims, patch
     pool = F.max_pool2d if dims == 2 else F.max_pool3d
     assert torch.equal(corner, pool(x[:, :1], 2)[:, 0]), "the channels of a folded voxel are its neighbours"
     noise = network.draw_noise(2, patch, torch.Generator().manual_seed(1))
-    given = torch.rand(2, 7, *patch), torch.randn(2, 14), noise, torch.zeros(0, 0), torch.full((1,), START)
+    given = torch.rand(2, 7, *patch), torch.randn(2, 14), noise, torch.zeros(0, 0), torch.full((1,), NOISE_START)
     assert network(*given)[0].shape == (2, 2, *patch)
     expected, _ = network(*given, torch.randn(2, 2, *patch))
     assert expected.shape == (2, 2, *patch)
@@ -235,7 +232,7 @@ def test_joint_makes_masks_again_and_new_ones_and_the_segmenter_is_told_what_the
     def masks(way: float) -> Tensor:
         """The masks of codes with such a share of the prior."""
         noise_log = s.meta.noise_log.detach().clone()
-        noise_log[0] = START + math.log(way / (1 - way)) - math.log(PRIOR / (1 - PRIOR))
+        noise_log[0] = NOISE_START + math.log(way / (1 - way)) - math.log(PRIOR / (1 - PRIOR))
         with torch.no_grad():
             _, shown = s.generator(one_hot(layout, s.layouts), draw.style, draw.noise, s.meta.mixture, noise_log)
         return soft_label_of(shown, classes).argmax(1)

@@ -1,5 +1,6 @@
 """The networks: the mixed up-convolution is the sum it stands for, and the generator listens to all it is given."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -23,12 +24,14 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def small_plan(dims: int, patch: list[int], channels: int = 2, classes: int = 3) -> Plan:
+def small_plan(
+    dims: int, patch: list[int], channels: int = 2, classes: int = 3, filters: Sequence[int] = (4, 8, 16)
+) -> Plan:
     return Plan(
         dims=dims, slice_axis=None, channels=channels, classes=classes, physical=True, reference_long_side=None,
         spacing=[1.0] * dims, patch=patch, batch=2, normalisation=[Normalisation()] * channels, mirror_axes=[],
-        filters=[4, 8, 16], kernels=[3] * 3, strides=[1, 2, 2], deep_supervision=False, precision="fp32",
-        memory_mb=1, notes=[],
+        filters=list(filters), kernels=[3] * len(filters), strides=[1] + [2] * (len(filters) - 1),
+        deep_supervision=False, precision="fp32", memory_mb=1, notes=[],
     )  # fmt: skip
 
 
@@ -189,9 +192,7 @@ def test_segmenter_and_discriminator_keep_to_the_patch(dims, patch):
 
 
 def test_deep_supervision_stacks_coarser_heads_in_training_only():
-    plan = small_plan(2, [32, 32]).model_copy(
-        update={"filters": [4, 8, 8, 8], "kernels": [3] * 4, "strides": [1, 2, 2, 2]}
-    )
+    plan = small_plan(2, [32, 32], filters=[4, 8, 8, 8])
     network = build_segmenter(plan, deep_supervision=True)
     image = torch.randn(2, 2, 32, 32)
     assert network(image).shape == (2, 3, 3, 32, 32)

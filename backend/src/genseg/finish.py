@@ -1,5 +1,6 @@
 """The regular checks of a run and its end: usable model, predictions, pairs, metrics, bundle, report."""
 
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,7 @@ from genseg.inference import Predictor
 from genseg.outputs import Output
 from genseg.predict import Split, by_files, predict_cases
 from genseg.report import build_reports
-from genseg.runfolder import RunFolder, read_json, replacing_folder, write_json
+from genseg.runfolder import RunFolder, building_folder, read_json, write_json
 from genseg.state import RunState
 from genseg.synthesize import write_pairs
 
@@ -59,8 +60,9 @@ def finish(run: RunFolder, state: RunState, status: int, made: list[Output], log
     for output in made:
         export_bundle(output.folder, output.folder.model)
         if (s := output.state.joint.synthesis) is not None:
-            with replacing_folder(output.folder.generator) as temporary:
+            with building_folder(output.folder.generator) as temporary:
                 s.generator.save(temporary, s.meta.noise_log)
+                shutil.rmtree(output.folder.generator, ignore_errors=True)  # of an earlier end of this run
     log.emit(Progress(phase="report", step=1, total=2))
     build_reports(run, status)
     log.emit(Progress(phase="report", step=2, total=2))

@@ -31,13 +31,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder that the block may make; where it makes none, nothing changes."""
+def building_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary name for a folder; when the block succeeds, what it made there is renamed to `path`.
+
+    By then `path` must be new or empty. Where the block makes no folder, nothing changes.
+    """
     temporary = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
         yield temporary
         if temporary.exists():
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir():
+                path.rmdir()  # empty, or this refuses; Windows renames onto no folder at all
             os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -79,14 +83,8 @@ def need_free(out: Path) -> None:
 @contextmanager
 def building(run: Path) -> Iterator["RunFolder"]:
     """Give a run folder under a temporary name; rename it to `run`, which is new or empty, when the block succeeds."""
-    made = RunFolder(run.with_name(f".part-{os.getpid()}-{run.name}"))
-    try:
-        yield made
-        if run.is_dir():
-            run.rmdir()  # empty, or this refuses
-        os.replace(made.path, run)
-    finally:
-        shutil.rmtree(made.path, ignore_errors=True)
+    with building_folder(run) as temporary:
+        yield RunFolder(temporary)
 
 
 class RunFolder:

@@ -3,7 +3,6 @@
 import logging
 import os
 import random
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import SimpleITK as sitk
 from genseg.errors import Fault, InputFaults, RunFailed
 from genseg.events import EventLog, Progress
 from genseg.phantom import LABELS, SIZE, SPACING, make_body
-from genseg.runfolder import need_free, read_json, write_json
+from genseg.runfolder import building_folder, need_free, read_json, write_json
 
 SAMPLES = ("hippocampus", "phantom")
 TASK = "Task04_Hippocampus"
@@ -39,27 +38,13 @@ def sample(name: str, out: Path, log: EventLog) -> Path:
         remedy = f"Choose one of: {', '.join(SAMPLES)}."
         raise InputFaults([Fault("unknown_sample", name, "There is no sample of this name.", remedy)])
     need_free(out)
-    with _all_or_nothing(out) as folder:
+    with building_folder(out) as folder:
+        folder.mkdir(parents=True)
         if name == "phantom":
             _phantom(folder, log)
         else:
             _hippocampus(folder, log, remedy=f'The phantom needs no network: genseg sample phantom --out "{out}".')
     return out / "dataset.json"
-
-
-@contextmanager
-def _all_or_nothing(out: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `out`; it takes the name `out` when the block succeeds, else it goes."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".part-{os.getpid()}-{out.name}")
-    try:
-        temporary.mkdir()
-        yield temporary
-        if out.exists():
-            out.rmdir()  # empty, as checked; Windows renames onto no folder at all
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _hippocampus(folder: Path, log: EventLog, remedy: str) -> None:

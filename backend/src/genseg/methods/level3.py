@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genseg.augment import OPERATIONS
 from genseg.networks.generators import Generator
+from genseg.networks.generators.generator import NOISE_START
 
 STRENGTH_RANGE = (0.1, 2.5)
 SHAPE_RANGE = (0.1, 1.2)  # of the way to another patient's shape; much beyond it nobody looks so
@@ -33,7 +34,7 @@ class MetaParameters(nn.Module):
         self.mixed, self.kernel_sizes = generator.mixed, generator.kernel_sizes
         shape = len(self.mixed), len(self.kernel_sizes)
         self.mixture = nn.Parameter(1e-3 * torch.randn(shape, generator=rng))
-        self.noise_log = nn.Parameter(torch.full((generator.levels + 1,), math.log(0.1)))
+        self.noise_log = nn.Parameter(torch.full((generator.levels + 1,), NOISE_START))
         self.style_log = nn.Parameter(torch.full((1,), math.log(0.2)))  # spread about a real style, in SDs of styles
         ranges = [self._range(name) for name in self.operations]
         self.strength_logit = nn.Parameter(torch.tensor([_logit(1.0, bounds) for bounds in ranges]))

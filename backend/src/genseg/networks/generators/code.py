@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LATENT = 8  # channels of a code
+
 
 @dataclass
 class Code:
-    """A normal distribution of maps [n, channels, *coarsest]; the prior is the standard one."""
+    """A normal distribution of maps [n, LATENT, *coarsest]; the prior is the standard one."""
 
     mean: Tensor
     log_variance: Tensor
@@ -27,7 +29,7 @@ class Code:
 class Encoder(nn.Module):
     """`filters`: fine to coarse; each after the first halves the resolution."""
 
-    def __init__(self, dims: int, channels: int, filters: list[int], latent: int):
+    def __init__(self, dims: int, channels: int, filters: list[int]):
         super().__init__()
         conv, norm = (nn.Conv2d, nn.InstanceNorm2d) if dims == 2 else (nn.Conv3d, nn.InstanceNorm3d)
         self.first = conv(channels, filters[0], 3, padding=1)
@@ -35,7 +37,7 @@ class Encoder(nn.Module):
             nn.Sequential(nn.SiLU(), conv(a, b, 3, stride=2, padding=1), norm(b, affine=True))
             for a, b in pairwise(filters)
         )
-        self.moments = conv(filters[-1], 2 * latent, 1)
+        self.moments = conv(filters[-1], 2 * LATENT, 1)
 
     def forward(self, x: Tensor) -> Code:
         """[n, channels, *patch] → its code."""
@@ -46,8 +48,8 @@ class Encoder(nn.Module):
         return Code(mean, log_variance.clamp(-8, 4))
 
 
-def with_code(noise: list[Tensor], latent: int, rng: torch.Generator) -> list[Tensor]:
+def with_code(noise: list[Tensor], rng: torch.Generator) -> list[Tensor]:
     """Noise maps, coarse to fine, with a code of the prior behind the first channel of the coarsest."""
     coarsest = noise[0]
-    code = torch.randn(len(coarsest), latent, *coarsest.shape[2:], generator=rng)
+    code = torch.randn(len(coarsest), LATENT, *coarsest.shape[2:], generator=rng)
     return [torch.cat([coarsest, code], 1), *noise[1:]]

@@ -6,7 +6,6 @@ steps suffice, and the painting is learned, too. A large plan is folded: 2 x 2 (
 space that needs no training. The segmenter's gradient passes through the last steps of sampling alone.
 """
 
-import math
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from torch import Tensor, nn
 
 from genseg.networks.generators.bridge import BrownianBridgeScheduler
-from genseg.networks.generators.generator import Generator, style_values, widths
+from genseg.networks.generators.generator import NOISE_START, Generator, style_values, widths
 from genseg.plan import Plan
 
 STEPS = 5  # of sampling
@@ -26,8 +25,7 @@ PAINTED = 32  # hidden channels of the painting
 PAINT_WEIGHT = 2.0
 FOLD = 2
 LARGE = 4  # levels of the segmenter from which on images are folded
-GROUPS = 4  # of channels, each normalised together
-START = math.log(0.1)  # level 3's noise at which the bridge is as wide as the scheduler has it
+GROUPS = 4  # of channels; those of a group are normalised together
 
 
 class BridgeGenerator(Generator, ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -62,13 +60,10 @@ class BridgeGenerator(Generator, ModelMixin, ConfigMixin):  # type: ignore[misc]
         size = [n, self.channels * self.fold**self.dims, *(side // self.fold for side in patch)]
         return [torch.randn(*shape, generator=rng) for shape in (*[size] * (STEPS - 1), [n, 1])]
 
-    def forward(
-        self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor,
-        real: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """As every generator; with the real image → what the network makes of it at a random time of the bridge."""
-        if real is None:
-            return self.draw(layout, style, noise, mixture, noise_log), layout
+    def redraw(
+        self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor, real: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the network makes of the real image at a random time of the bridge."""
         painted = self.painted(layout, style)
         end, shares, original = self._folded(painted), self._folded(layout), self._folded(real)
         share = torch.special.ndtr(noise[-1][:, 0])  # uniform in 0..1
@@ -87,7 +82,7 @@ class BridgeGenerator(Generator, ModelMixin, ConfigMixin):  # type: ignore[misc]
                 expected = self._expected(sample, time.expand(len(layout)), end, shares)
             fresh = noise[number].to(layout.device) if number < STEPS - 1 else torch.zeros_like(sample)
             if early:
-                expected, sample = expected.detach(), sample.detach()
+                sample = sample.detach()
             sample = self.scheduler.step(expected, time, sample, self._wider(noise_log) * fresh).prev_sample
         return self._unfolded(sample)
 
@@ -109,7 +104,8 @@ class BridgeGenerator(Generator, ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @staticmethod
     def _wider(noise_log: Tensor) -> Tensor:
-        return (noise_log[0] - START).exp()
+        """How much wider the bridge is than the scheduler has it: not at all where level 3 begins."""
+        return (noise_log[0] - NOISE_START).exp()
 
     def _folded(self, x: Tensor) -> Tensor:
         """[n, C, *patch] → [n, C fold^dims, *patch / fold]."""

@@ -1,5 +1,6 @@
 """What every generator is given and has: the seam between it and the method."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from genseg.plan import Plan
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+NOISE_START = math.log(0.1)  # log SD of the noise with which level 3 begins
 MOST_LEVELS, WIDEST = 4, 96
 
 
@@ -53,6 +55,12 @@ class Generator(nn.Module):
         """
         if real is None:
             return self.draw(layout, style, noise, mixture, noise_log), layout
+        return self.redraw(layout, style, noise, mixture, noise_log, real)
+
+    def redraw(
+        self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor, real: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What `forward` gives with the real image: here it is drawn from the noise of the posterior."""
         noise, penalty = self.posterior(layout, real, noise)
         return self.draw(layout, style, noise, mixture, noise_log), penalty
 

@@ -13,16 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from genseg.methods.losses import segmentation_loss
-from genseg.networks.generators.code import Encoder, with_code
-from genseg.networks.generators.generator import widths
+from genseg.networks.generators.code import LATENT, Encoder, with_code
+from genseg.networks.generators.generator import NOISE_START, widths
 from genseg.networks.generators.spade import SpadeGenerator
 from genseg.plan import Plan
 
-LATENT = 8  # channels of the code, at the coarsest level
 KL_WEIGHT = 0.02
 LAYOUT_WEIGHT = 10.0  # of the layout that is made again, as much as the image in level 1
 PRIOR = 0.25  # share of the prior in a code, where level 3 begins
-START = math.log(0.1)  # level 3's noise where it begins
 SHARP = 3.0  # what the logits are multiplied with, so that a layout is nearly as sure of itself as a real one
 
 
@@ -32,7 +30,7 @@ class JointGenerator(SpadeGenerator):
     def __init__(self, dims: int, channels: int, layouts: int, filters: list[int]):
         super().__init__(dims, channels, layouts, filters)
         conv, norm = (nn.Conv2d, nn.InstanceNorm2d) if dims == 2 else (nn.Conv3d, nn.InstanceNorm3d)
-        self.encoder = Encoder(dims, layouts, filters[::-1], LATENT)
+        self.encoder = Encoder(dims, layouts, filters[::-1])
         self.first = conv(LATENT, filters[0], 3, padding=1)
         self.decoder = nn.ModuleList(
             nn.Sequential(norm(a, affine=True), nn.SiLU(), nn.Upsample(scale_factor=2), conv(a, b, 3, padding=1))
@@ -41,7 +39,7 @@ class JointGenerator(SpadeGenerator):
         self.shares = nn.Sequential(norm(filters[-1], affine=True), nn.SiLU(), conv(filters[-1], layouts, 3, padding=1))
 
     def draw_noise(self, n: int, patch: list[int], rng: torch.Generator) -> list[Tensor]:
-        return with_code(super().draw_noise(n, patch, rng), LATENT, rng)
+        return with_code(super().draw_noise(n, patch, rng), rng)
 
     def forward(
         self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor,
@@ -50,7 +48,7 @@ class JointGenerator(SpadeGenerator):
         """As every generator; the layout that the image shows is a new one."""
         code = self.encoder(layout)
         if real is None:
-            share = torch.sigmoid(noise_log[0] - START + math.log(PRIOR / (1 - PRIOR)))
+            share = torch.sigmoid(noise_log[0] - NOISE_START + math.log(PRIOR / (1 - PRIOR)))
             prior = noise[0][:, 1:].to(layout.device)
             made = self.sharp(self.made((1 - share).sqrt() * code.mean + share.sqrt() * prior))
             return self.draw(made, style, noise, mixture, noise_log), made

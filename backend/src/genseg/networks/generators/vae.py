@@ -6,19 +6,15 @@ images have a z of the prior. What is drawn from a real image's z goes before le
 (Daniel and Tamar, CVPR 2021), which GenSeg's paper takes, has the encoder in the discriminator's place.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
-from genseg.networks.generators.code import Encoder, with_code
-from genseg.networks.generators.generator import widths
+from genseg.networks.generators.code import LATENT, Encoder, with_code
+from genseg.networks.generators.generator import NOISE_START, widths
 from genseg.networks.generators.spade import SpadeGenerator
 from genseg.plan import Plan
 
-LATENT = 8  # channels of z, at the coarsest level
 KL_WEIGHT = 0.05
-START = math.log(0.1)  # level 3's noise at the coarsest level, where z is as wide as its prior
 
 
 class ConditionalVae(SpadeGenerator):
@@ -26,14 +22,14 @@ class ConditionalVae(SpadeGenerator):
 
     def __init__(self, dims: int, channels: int, layouts: int, filters: list[int]):
         super().__init__(dims, channels, layouts, filters, more=LATENT)
-        self.encoder = Encoder(dims, channels + layouts, filters[::-1], LATENT)
+        self.encoder = Encoder(dims, channels + layouts, filters[::-1])
 
     def draw_noise(self, n: int, patch: list[int], rng: torch.Generator) -> list[Tensor]:
-        return with_code(super().draw_noise(n, patch, rng), LATENT, rng)
+        return with_code(super().draw_noise(n, patch, rng), rng)
 
     def coarsest(self, layout: Tensor, noise: Tensor, noise_log: Tensor) -> Tensor:
-        """The layout beside z, which level 3 may draw from a wider or narrower prior."""
-        return torch.cat([layout, noise[:, 1:] * (noise_log - START).exp()], 1)
+        """The layout beside z, whose prior is standard where level 3 begins; level 3 may make it wider or narrower."""
+        return torch.cat([layout, noise[:, 1:] * (noise_log - NOISE_START).exp()], 1)
 
     def posterior(self, layout: Tensor, real: Tensor, noise: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """z of the real image, and the Kullback-Leibler divergence from its distribution to the prior, a mean."""
