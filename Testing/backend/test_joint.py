@@ -22,7 +22,7 @@ from genseg.randomness import stream
 from genseg.schedule import FOLDS, LEVEL3_UNTIL, SYNTHETIC_FROM, Clock, learning_rate, stage_at
 from genseg.settings import Settings
 from genseg.state import RunState
-from genseg.train import _pretrain_step, _train_step
+from genseg.train import pretrain_step, train_step
 
 
 def copied(module: nn.Module) -> dict[str, Tensor]:
@@ -39,10 +39,10 @@ def trained(state: RunState, iterations: int) -> list[Stage]:
     clock = Clock(settings)
     if state.joint.synthesis is not None:
         while state.counters.pretrain_step < 2:
-            _pretrain_step(state, clock)
+            pretrain_step(state, clock)
     for step in range(iterations):
         stages.append(stage_at(step / iterations, step, state.prepared.study.patients, settings))
-        _train_step(state, step / iterations)
+        train_step(state, step / iterations)
     return stages
 
 
@@ -182,7 +182,7 @@ def test_genseg_moves_its_meta_parameters_and_freezes_them_at_the_end(data):
     for step in range(steps):
         if settled is None and step / steps >= LEVEL3_UNTIL:
             settled = copied(state.joint.synthesis.meta)
-        _train_step(state, step / steps)
+        train_step(state, step / steps)
     assert same(settled, copied(state.joint.synthesis.meta))
     fresh = built(state.prepared, "genseg")
     assert not same(copied(fresh.joint.synthesis.meta), settled)

@@ -24,7 +24,7 @@ from genseg.schedule import Clock
 from genseg.settings import Settings
 from genseg.state import RunState
 from genseg.study import read_study
-from genseg.train import _pretrain_step
+from genseg.train import pretrain_step
 
 
 def scans(data: Path, name: str, count: int) -> list[WorkingCase]:
@@ -260,6 +260,6 @@ def test_registrations_that_failed_are_told_when_the_search_ends_also_before_the
     clock = Clock(state.settings.model_copy(update={"iterations": 24}))
     assert clock.shapes_wanted(2, len(shapes.pairs)) == len(shapes.maps) == 2 < len(shapes.pairs)
     for _ in range(2):
-        _pretrain_step(state, clock)
+        pretrain_step(state, clock)
     assert [event.code for event in told] == ["not_registered"]
     assert told[0].message.startswith("1 of 2 ")

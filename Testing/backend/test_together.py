@@ -224,7 +224,7 @@ def test_a_resumed_run_of_two_studies_ends_as_an_uninterrupted_one(two, tmp_path
     from genseg.prepare import prepare_again
     from genseg.schedule import Clock
     from genseg.state import build_state
-    from genseg.train import _pretrain_step, _train_step
+    from genseg.train import pretrain_step, train_step
 
     run = RunFolder(two[2])
     settings = Settings.load(run.settings)
@@ -232,10 +232,10 @@ def test_a_resumed_run_of_two_studies_ends_as_an_uninterrupted_one(two, tmp_path
     def advance(state, steps: int) -> None:
         clock = Clock(settings)
         while clock.pretrain_progress(state.counters.pretrain_step) < 1:
-            _pretrain_step(state, clock)
+            pretrain_step(state, clock)
         for _ in range(steps):  # late enough for everything to be at work
             state.counters.step = max(state.counters.step, 400)
-            _train_step(state, 0.5)
+            train_step(state, 0.5)
 
     ends = []
     for at in (3, 6):

@@ -146,18 +146,18 @@ def fit(run: RunFolder, state: RunState, clock: Clock, made: list[Output]) -> in
 def _step(state: RunState, clock: Clock, pretraining: bool, progress: float) -> dict[str, float] | None:
     """What a step saw; None where memory ran out. Then everything the step held is free again on return."""
     try:
-        return _pretrain_step(state, clock) if pretraining else _train_step(state, progress)
+        return pretrain_step(state, clock) if pretraining else train_step(state, progress)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return None
 
 
-def _pretrain_step(state: RunState, clock: Clock) -> dict[str, float]:
+def pretrain_step(state: RunState, clock: Clock) -> dict[str, float]:
     """First maps to other scans' shapes, one at a time, then steps of level 1 alone, on augmented real pairs."""
     joint, counters = state.joint, state.counters
     seen: dict[str, float] = {}
-    if (shapes := _shapes_due(state, clock)) is not None:
+    if (shapes := shapes_due(state, clock)) is not None:
         shapes.find()
     else:
         if counters.pretrain_step == 0:
@@ -171,7 +171,7 @@ def _pretrain_step(state: RunState, clock: Clock) -> dict[str, float]:
     return seen
 
 
-def _shapes_due(state: RunState, clock: Clock) -> ShapePool | None:
+def shapes_due(state: RunState, clock: Clock) -> ShapePool | None:
     """The study with the fewest maps to other scans' shapes, as long as more of them are to be found."""
     pools = _shapes(state) if state.counters.pretrain_step == 0 else []
     due = [pool for pool in pools if len(pool.maps) < clock.shapes_wanted(len(pool.maps), len(pool.pairs))]
@@ -192,7 +192,7 @@ def _warn_of_lost(state: RunState) -> None:
             )
 
 
-def _train_step(state: RunState, progress: float) -> dict[str, float]:
+def train_step(state: RunState, progress: float) -> dict[str, float]:
     joint, counters = state.joint, state.counters
     rate = learning_rate(progress, counters.step, counters.rate_scale)
     for group in joint.optimiser.param_groups:

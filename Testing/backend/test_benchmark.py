@@ -1,0 +1,137 @@
+"""The benchmark: its controls do what their names say, its clock counts work, its tables say what its rows say."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import tiny_study
+
+from genseg.augment import REFERENCE
+from genseg.device import find_device
+from genseg.methods.joint import Stage
+from genseg.settings import Settings
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import figures  # noqa: E402
+from runs import FIELDS, Run, read_rows  # noqa: E402
+from training import ProcessorClock, prepared  # noqa: E402
+
+
+def state_of(arm: str, **more):
+    run = Run("hippocampus-2", arm, 0, "4", "light", **more)
+    return prepared(run, run.studies(), find_device("cpu"))
+
+
+def test_without_augmentation_a_patch_is_the_scan(data):
+    joint = state_of("none").joint
+    rng = torch.Generator().manual_seed(0)
+    draw = joint.sampler.draw(4, rng)
+    draw.spatial.centre[:] = torch.tensor(joint.plan.patch) / 2 - 0.5  # the patch begins with the scan
+    image, _ = joint.sampler.load(draw)
+    for index, patch in zip(draw.cases, image, strict=True):
+        scan = joint.sampler.cases[index].image
+        seen = [slice(0, min(p, s)) for p, s in zip(joint.plan.patch, scan.shape[1:], strict=True)]
+        assert torch.allclose(patch[0][tuple(seen)], scan[0][tuple(seen)], atol=1e-2)
+
+
+def test_a_warped_pairs_image_is_the_scan_at_the_very_places_of_its_mask(data):
+    joint = state_of("warp").joint
+    for case in joint.sampler.cases:  # images that show nothing but the mask: both must go the same way
+        case.image.copy_((case.label < joint.plan.classes) * case.label.float())
+    joint.synthesis.sources.shapes.find()
+    strength = REFERENCE | dict.fromkeys(("brightness", "contrast", "gamma", "noise", "blur", "low_resolution"), 0.0)
+    joint.synthesis.meta.plain_strength = lambda: strength
+    image, label, _ = joint._synthetic_pairs(joint.synthesis, 3, Stage(synthetic=True))
+    assert (label > 0).any()
+    assert ((image[:, 0] - label).abs() > 0.51).float().mean() < 0.01  # linear and nearest differ at edges only
+
+
+def test_seconds_of_waiting_take_nothing_from_the_budget():
+    clock = ProcessorClock(Settings(dataset=Path("x"), out=Path("y"), budget=10.0))
+    time.sleep(0.3)
+    clock.tick()
+    assert clock.elapsed < 0.1
+    end = time.process_time() + 0.2
+    while time.process_time() < end:
+        pass
+    clock.tick()
+    assert clock.elapsed >= 0.2
+
+
+def test_all_arms_of_a_seed_get_the_same_scans_and_no_tested_scan_is_trained_on(data):
+    for tested in ("test", "training"):
+        for name in ("hippocampus-3", "acdc-2", "kvasir-5"):
+            runs = [Run(name, arm, seed, "9s", tested=tested) for seed in (0, 1) for arm in ("supervised", "versemi")]
+            studies = [run.studies()[0] for run in runs]
+            assert studies[0] == studies[1] and studies[2] == studies[3] and studies[0].training != studies[2].training
+            for study in studies:
+                seen = {case.images[0] for case in [*study.training, *study.unlabeled]}
+                assert study.test and not seen & {case.images[0] for case in study.test}
+
+
+def test_acdc_is_counted_in_patients(data):
+    study = Run("acdc-2", "supervised", 1, "9s").studies()[0]
+    assert len(study.training) == 4 and len(set(study.patients)) == 2 and len(study.unlabeled) == 12
+
+
+def row(set_: str, arm: str, seed: int, dice: float, **more: str) -> dict[str, str]:
+    values = dict.fromkeys(FIELDS, "") | {"set": set_, "arm": arm, "seed": str(seed), "dice": f"{dice:.4f}"}
+    usual = {"length": "9s", "generator": "spade", "segmenter": "dynunet", "train_s": "9", "steps": "3"}
+    return values | usual | more
+
+
+def test_differences_are_of_pairs_with_the_same_seed_and_every_set_counts_the_same():
+    rows = [row("a-1", "supervised", s, d) for s, d in ((0, 0.5), (1, 0.7), (2, 0.1))]
+    rows += [row("a-1", "genseg", s, d) for s, d in ((1, 0.72), (0, 0.54))]  # seed 2 has no pair
+    rows += [row("b-1", "supervised", 0, 0.4), row("b-1", "genseg", 0, 0.41)]
+    assert figures.paired(figures.scores_of(rows), "a-1", "genseg", "supervised") == pytest.approx([4.0, 2.0])
+    line = next(one for one in figures.text(rows).splitlines() if one.startswith("| genseg − supervised"))
+    assert line == "| genseg − supervised | +2.0 (1.0) | – | +3.0 (1.0) | +1.0 |"
+
+
+def test_trainings_of_different_lengths_generators_or_starts_are_never_averaged():
+    rows = [row("a-1", "genseg", 0, 0.5), row("a-1", "genseg", 1, 0.7, length="90s")]
+    rows += [row("a-1", "genseg", 2, 0.9, generator="vae"), row("a-1", "genseg", 3, 0.3, start="/models/imaml-0")]
+    lines = [one for one in figures.text(rows).splitlines() if one.startswith("| a-1")]
+    assert [one.split(" | ")[1:4] for one in lines] == [
+        ["genseg", "1", "0.500"], ["genseg, from imaml-0", "1", "0.300"], ["genseg, vae", "1", "0.900"],
+        ["genseg", "1", "0.700"],
+    ]  # fmt: skip
+
+
+def test_only_what_stands_between_the_marks_is_written_again(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "before\n<!-- matrix quick -->\nold\n<!-- end -->\nafter\n<!-- matrix gpu -->\nkept\n<!-- end -->\n"
+    )
+    rows = [row(s, arm, n, 0.5 + n / 10) for s in ("a-1", "a-5") for arm in ("supervised", "genseg") for n in range(3)]
+    figures.write(rows, page, "quick")
+    first = page.read_text()
+    assert first.startswith("before\n") and "old" not in first and "kept" in first and "\nafter\n" in first
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"quick-differences.svg", "quick-labels.svg"}
+    plots = {p: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
+    figures.write(rows, page, "quick")
+    assert page.read_text() == first and all(p.read_bytes() == content for p, content in plots.items())
+
+
+@pytest.mark.slow
+def test_a_matrix_makes_a_row_for_each_training_and_none_a_second_time(data, tmp_path):
+    tiny_study(data / "hippocampus", tmp_path / "hippocampus")
+    command = [
+        sys.executable, str(BENCHMARKS / "matrix.py"), str(tmp_path / "rows.csv"), "--sets", "hippocampus-1",
+        "--arms", "supervised", "warp", "--lengths", "2", "--seeds", "0",
+    ]  # fmt: skip
+    environment = os.environ | {"GENSEG_DATA": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    first, second = (
+        subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout for _ in range(2)
+    )
+    rows = read_rows(tmp_path / "rows.csv")
+    assert sorted(one["arm"] for one in rows) == ["supervised", "warp"]
+    assert all(0 <= float(one["dice"]) < 1 and int(one["steps"]) == 2 for one in rows)
+    assert first.endswith(second) and second.count("\n| hippocampus-1 |") == 2

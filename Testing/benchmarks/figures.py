@@ -1,0 +1,184 @@
+"""Tables and plots of the benchmark's rows, and where they stand in docs/benchmarks.md."""
+
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from runs import ARMS, Row
+from scipy.stats import ttest_1samp
+
+PAIRS = (
+    ("supervised", "none"), ("warp", "supervised"), ("separate", "supervised"), ("genseg", "supervised"),
+    ("versemi", "supervised"), ("genseg+versemi", "supervised"), ("genseg", "separate"), ("genseg", "warp"),
+    ("versemi", "genseg"), ("genseg+versemi", "genseg"), ("genseg+versemi", "versemi"),
+)  # fmt: skip
+COLOURS = dict(zip(ARMS, ("#888888", "#444444", "#b07aa1", "#f28e2b", "#4e79a7", "#59a14f", "#e15759"), strict=False))
+Scores = dict[tuple[str, str], dict[str, float]]  # (set, arm): {seed: Dice}
+
+
+def arm_of(row: Row) -> str:
+    """The arm, and what of it is not the default."""
+    start = Path(row["start"]).name
+    more = [row[name] for name, usual in (("generator", "spade"), ("segmenter", "dynunet")) if row[name] != usual]
+    return ", ".join([row["arm"], *more, *([f"from {start}"] if start else [])])
+
+
+def scores_of(rows: Sequence[Row]) -> Scores:
+    """Dice of the trainings of one length."""
+    found: Scores = {}
+    for row in rows:
+        found.setdefault((row["set"], arm_of(row)), {})[row["seed"]] = float(row["dice"])
+    return found
+
+
+def text(rows: Sequence[Row]) -> str:
+    """Markdown: what was reached, and the differences between arms, for each length on its own."""
+    parts = []
+    for length in dict.fromkeys(row["length"] for row in rows):
+        mine = [row for row in rows if row["length"] == length]
+        what = f"**{length}**" if length.endswith("s") else f"**The time of {length} supervised steps**"
+        parts += [what, table(mine), differences(scores_of(mine))]
+    return "\n\n".join(part for part in parts if part)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line for each set and arm: means over the seeds, and the SD of Dice."""
+    others = any(row["other_dice"] for row in rows)
+    head = ["data, labelled", "arm", "seeds", "Dice", "SD", "HD95", "NSD", *(["Dice, other source"] if others else [])]
+    lines = [_line([*head, "steps", "s a step", "MB"]), "|" + "---|" * (len(head) + 3)]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["set"], arm_of(row)), []).append(row)
+    for set_, arm in sorted(groups, key=_order):
+        same = groups[set_, arm]
+        dices = [float(row["dice"]) for row in same]
+        spread = f"{statistics.stdev(dices):.3f}" if len(dices) > 1 else "–"
+        cells = [set_, arm, str(len(same)), f"{statistics.mean(dices):.3f}", spread]
+        cells += [_mean(same, "hd95", 1), _mean(same, "nsd", 3), *([_mean(same, "other_dice", 3)] if others else [])]
+        a_step = statistics.mean(float(row["train_s"]) / max(1, int(row["steps"])) for row in same)
+        lines.append(_line([*cells, _mean(same, "steps", 0), f"{a_step:.2f}", _mean(same, "memory_mb", 0)]))
+    return "\n".join(lines)
+
+
+def differences(scores: Scores) -> str:
+    """Points of Dice between two arms with the same scans: mean (standard error) for each set and over all pairs.
+
+    p is of a t-test over the sets' means, so that a set with many seeds counts no more than another.
+    """
+    sets = list(dict.fromkeys(set_ for set_, _ in scores))
+    lines = [_line(["", "all sets", "p", *sets]), "|" + "---|" * (len(sets) + 3)]
+    for a, b in PAIRS:
+        of_set = {set_: paired(scores, set_, a, b) for set_ in sets}
+        known = {set_: values for set_, values in of_set.items() if values}
+        if not known:
+            continue
+        means = [statistics.mean(values) for values in known.values()]
+        p = f"{ttest_1samp(means, 0.0).pvalue:.2f}" if len(means) > 2 else "–"
+        lines.append(_line([f"{a} − {b}", mean_and_error(means), p, *[mean_and_error(of_set[set_]) for set_ in sets]]))
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def paired(scores: Scores, set_: str, a: str, b: str) -> list[float]:
+    """Points, one for each seed that both arms have."""
+    mine, other = scores.get((set_, a), {}), scores.get((set_, b), {})
+    return [100 * (mine[seed] - other[seed]) for seed in sorted(mine.keys() & other.keys())]
+
+
+def mean_and_error(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    error = f" ({statistics.stdev(values) / len(values) ** 0.5:.1f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):+.1f}{error}"
+
+
+def write(rows: Sequence[Row], page: Path, name: str) -> None:
+    """Replace what stands between `<!-- matrix NAME -->` and `<!-- end -->`; plots go to figures/ beside the page."""
+    folder = page.parent / "figures"
+    folder.mkdir(exist_ok=True)
+    made = [text(rows)]
+    for plot in (plot_differences, plot_labels):
+        file = folder / f"{name}-{plot.__name__.removeprefix('plot_')}.svg"
+        if caption := plot(rows, file):
+            made.append(f"![{caption}](figures/{file.name})")
+    begin, end, old = f"<!-- matrix {name} -->", "<!-- end -->", page.read_text(encoding="utf-8")
+    assert begin in old, f"{page} has no line '{begin}' to write behind."
+    body = "\n".join([begin, "", "\n\n".join(made), "", end])
+    page.write_text(re.sub(f"{re.escape(begin)}.*?{end}", lambda _: body, old, count=1, flags=re.S), encoding="utf-8")
+
+
+def plot_differences(rows: Sequence[Row], out: Path) -> str:
+    """Each arm against `supervised`: dots are seeds, the bar is the mean."""
+    from matplotlib.figure import Figure
+
+    scores = scores_of(rows)
+    sets = list(dict.fromkeys(set_ for set_, _ in scores))
+    arms = [arm for arm in COLOURS if arm != "supervised" and any((set_, arm) in scores for set_ in sets)]
+    if not arms:
+        return ""
+    figure = Figure(figsize=(8, 0.5 + 0.16 * len(sets) * (len(arms) + 1)), layout="constrained")
+    axes = figure.add_subplot()
+    for i, set_ in enumerate(sets):
+        for j, arm in enumerate(arms):
+            values, y = paired(scores, set_, arm, "supervised"), i + (j - (len(arms) - 1) / 2) / (len(arms) + 1)
+            axes.plot(values, [y] * len(values), ".", color=COLOURS[arm], alpha=0.5, markersize=4)
+            if values:
+                axes.plot(statistics.mean(values), y, "|", color=COLOURS[arm], markersize=9, markeredgewidth=2.5)
+    for arm in arms:
+        axes.plot([], [], "|", color=COLOURS[arm], markersize=9, markeredgewidth=2.5, label=arm)
+    axes.axvline(0, color="#444444", linewidth=0.8)
+    axes.set(
+        yticks=range(len(sets)),
+        yticklabels=sets,
+        xlabel="points of Dice over `supervised`",
+        ylim=(len(sets) - 0.5, -0.5),
+    )
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    _save(figure, out)
+    return "Points of Dice that each arm is above supervised, a dot for each seed, a bar for their mean"
+
+
+def plot_labels(rows: Sequence[Row], out: Path) -> str:
+    """Dice against the number of labelled scans, where a study was trained with several."""
+    from matplotlib.figure import Figure
+
+    found: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for (set_, arm), seeds in scores_of(rows).items():
+        if "+" not in set_ and arm in COLOURS:
+            name, count = set_.rsplit("-", 1)
+            found.setdefault(name, {}).setdefault(arm, {})[int(count)] = list(seeds.values())
+    found = {name: arms for name, arms in found.items() if any(len(counts) > 1 for counts in arms.values())}
+    if not found:
+        return ""
+    figure = Figure(figsize=(2.6 * len(found), 2.8), layout="constrained")
+    for axes, (name, arms) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+        for arm, counts in arms.items():
+            x = sorted(counts)
+            axes.plot(x, [statistics.mean(counts[n]) for n in x], "o-", color=COLOURS[arm], markersize=3, label=arm)
+        axes.set(title=name, xlabel="labelled", xscale="log", xticks=x, xticklabels=x)
+        axes.minorticks_off()
+    figure.axes[0].set_ylabel("Dice")
+    figure.axes[-1].legend(frameon=False, fontsize=7)
+    _save(figure, out)
+    return "Dice against the number of labelled scans"
+
+
+def _save(figure: "object", out: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "genseg", "svg.fonttype": "none"}):
+        figure.savefig(out, metadata={"Date": None})  # type: ignore[attr-defined]
+
+
+def _order(key: tuple[str, str]) -> tuple[str, int, str]:
+    arm = key[1].split(",")[0]
+    return key[0], ARMS.index(arm) if arm in ARMS else len(ARMS), key[1]
+
+
+def _mean(rows: Sequence[Row], field: str, digits: int) -> str:
+    values = [float(row[field]) for row in rows if row[field]]
+    return f"{statistics.mean(values):.{digits}f}" if values else "–"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

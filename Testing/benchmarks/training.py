@@ -1,0 +1,172 @@
+"""One training of the benchmark, in this process: the backend's own steps, without the files that a run writes."""
+
+import math
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import page
+import torch
+from runs import GRIDS, KEY, Run, code
+
+from genseg.augment import UNCHANGED, Strength
+from genseg.cases import Study
+from genseg.device import Device, find_device
+from genseg.evaluate import Segment, evaluate_cases, summarise
+from genseg.events import EventLog
+from genseg.inference import Predictor
+from genseg.methods.joint import Joint, Stage, Synthesis
+from genseg.methods.synthesis import SyntheticDraw, implanted, label_of
+from genseg.plan import Plan
+from genseg.predict import by_model
+from genseg.prepare import load
+from genseg.preprocess import WorkingCase
+from genseg.randomness import stream
+from genseg.sampling import BatchDraw, Sampler
+from genseg.schedule import Clock
+from genseg.startingmodel import StartingModel
+from genseg.state import RunState, build_state
+from genseg.train import pretrain_step, shapes_due, train_step
+
+
+@dataclass
+class ProcessorClock(Clock):
+    """Counts what this process, of one thread, uses of a core: what else the machine does takes none of the budget."""
+
+    _since: float = field(default_factory=time.process_time)
+
+    def tick(self) -> None:
+        now = time.process_time()
+        self.elapsed, self._since = self.elapsed + now - self._since, now
+
+
+class Unchanged(Sampler):
+    """The arm `none`: patches as they are in the scan."""
+
+    def load(self, draw: BatchDraw, strength: Strength = UNCHANGED) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().load(replace(draw, spatial=draw.spatial.unmoved()), UNCHANGED)
+
+
+class Warped(Joint):
+    """The arm `warp`: masks bent and implanted as in `separate`, each with the real image under the same operations."""
+
+    def _synthetic_pairs(self, s: Synthesis, step: int, stage: Stage) -> tuple[torch.Tensor, ...]:
+        rng, strength = stream(self.seed, "synthetic", step), s.meta.plain_strength()
+        draw = SyntheticDraw.make(self._half, self.sampler, s.sources, s.generator, rng, stage.train)
+        pair = self.sampler.load(draw.batch, strength)
+        if draw.implant is not None:
+            pair = implanted(pair, self.sampler.load(draw.implant, strength), self.plan.classes)
+        return pair[0], label_of(pair[1], self.plan.classes), draw.wanted.to(pair[0].device)
+
+    def _level1(self, *_: Any, **__: Any) -> dict[str, float]:
+        return {}
+
+
+def go(run: Run, device: str, jobs: int, pages: Path | None) -> dict[str, Any]:
+    """Train and test. → the row, times in seconds of the processor where that trains."""
+    torch.set_num_threads(1)
+    target, studies = find_device(device), run.studies()
+    now = time.process_time if target.is_cpu else time.monotonic
+    times = [now()]
+    state = prepared(run, studies, target)
+    times.append(now())
+    train(state, run.arm, (ProcessorClock if target.is_cpu else Clock)(state.settings))
+    times.append(now())
+    memory = peak_mb(target)
+    models = [Predictor(part.model, part.joint.plan, one.labels, target) for part, one in _with(state.parts, studies)]
+    scores = [score(by_model(model), one) for model, one in _with(models, studies)]
+    times.append(now())
+    if pages is not None:
+        page.keep(state, pages, f"{run.set}-{run.generator}")
+    other = run.other_source()
+    row = dict(zip(KEY, run.key(), strict=True))
+    row |= {name: _mean([one[metric] for one in scores], digits) for name, metric, digits in METRICS}
+    prepare_s, train_s, predict_s = (after - before for before, after in pairwise(times))
+    tested = sum(len(one.test) for one in studies)
+    return row | {
+        "dices": " ".join(f"{one['dice']:.4f}" for one in scores),
+        "other_dice": "" if other is None else f"{score(by_model(models[0]), other)['dice']:.4f}",
+        "steps": state.counters.step, "prepare_s": f"{prepare_s:.1f}", "train_s": f"{train_s:.1f}",
+        "predict_s": f"{predict_s / tested:.3f}", "memory_mb": memory,
+        "device": target.name, "jobs": jobs, "code": code(),
+    }  # fmt: skip
+
+
+METRICS = (("dice", "dice", 4), ("hd95", "hd95_mm", 2), ("nsd", "nsd", 4))
+
+
+def _with(first: Sequence[Any], second: Sequence[Any]) -> list[tuple[Any, Any]]:
+    return list(zip(first, second, strict=True))
+
+
+def _mean(values: list[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.{digits}f}" if known else ""
+
+
+def prepared(run: Run, studies: list[Study], target: Device) -> RunState:
+    """Scans in memory, on the plan that a processor gets, with the run's start and the arm's changes."""
+    settings, log = run.settings(), EventLog()
+    start = StartingModel.load(Path(run.start)) if run.start else None
+
+    def shape(plan: Plan) -> Plan:
+        plan = GRIDS[run.grid](plan)
+        return plan if start is None else start.shape(plan)
+
+    ready = load(studies, None, settings, find_device("cpu"), [log] * len(studies), shape)
+    for one in ready:
+        one.plan.precision = target.precision
+    ready = [
+        replace(
+            one, device=target, labelled=on_device(one.labelled, target), unlabelled=on_device(one.unlabelled, target)
+        )
+        for one in ready
+    ]
+    state = build_state(ready, settings)
+    if start is not None:
+        start.give(state, log)
+    for part in state.parts:
+        if run.arm == "none":
+            part.joint.sampler = Unchanged(part.joint.sampler.cases, part.joint.plan)
+        elif run.arm == "warp":
+            part.joint = Warped(**{f.name: getattr(part.joint, f.name) for f in fields(Joint)})
+    return state
+
+
+def on_device(cases: Sequence[WorkingCase], device: Device) -> list[WorkingCase]:
+    """Scans where the training is."""
+    return [
+        replace(c, image=c.image.to(device.torch), label=None if c.label is None else c.label.to(device.torch))
+        for c in cases
+    ]
+
+
+def train(state: RunState, arm: str, clock: Clock) -> None:
+    """As the command line does it. For `warp` there is no generator to pretrain."""
+    counters = state.counters
+    while state.settings.generates and clock.pretrain_progress(counters.pretrain_step) < 1:
+        if arm == "warp" and shapes_due(state, clock) is None:
+            break
+        pretrain_step(state, clock)
+    while (progress := clock.progress(counters.step)) < 1:
+        seen = train_step(state, progress)
+        assert all(math.isfinite(value) for value in seen.values()), f"step {counters.step}: {seen}"
+        clock.tick()
+
+
+def score(segment: Segment, study: Study) -> dict[str, Any]:
+    """Means over structures and test scans; every scan must be scored."""
+    scores, faults = evaluate_cases(study.test, study.labels, segment)
+    assert not faults, faults
+    return summarise(scores)["mean"]
+
+
+def peak_mb(target: Device) -> int:
+    """The most memory that the process has had; on a graphics card of that card's."""
+    if target.is_cpu:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return torch.cuda.max_memory_allocated() // 2**20
