@@ -82,7 +82,15 @@ def test_acdc_is_counted_in_patients(data):
 
 def row(set_: str, arm: str, seed: int, dice: float, **more: str) -> dict[str, str]:
     values = dict.fromkeys(FIELDS, "") | {"set": set_, "arm": arm, "seed": str(seed), "dice": f"{dice:.4f}"}
-    usual = {"length": "9s", "generator": "spade", "segmenter": "dynunet", "train_s": "9", "steps": "3"}
+    usual = {
+        "length": "9s",
+        "generator": "spade",
+        "segmenter": "dynunet",
+        "train_s": "9",
+        "steps": "3",
+        "prepare_s": "1",
+        "predict_s": "2",
+    }
     return values | usual | more
 
 
@@ -98,11 +106,19 @@ def test_differences_are_of_pairs_with_the_same_seed_and_every_set_counts_the_sa
 def test_trainings_of_different_lengths_generators_or_starts_are_never_averaged():
     rows = [row("a-1", "genseg", 0, 0.5), row("a-1", "genseg", 1, 0.7, length="90s")]
     rows += [row("a-1", "genseg", 2, 0.9, generator="vae"), row("a-1", "genseg", 3, 0.3, start="/models/imaml-0")]
-    lines = [one for one in figures.text(rows).splitlines() if one.startswith("| a-1")]
+    tables = [figures.table([one for one in rows if one["length"] == length]) for length in ("9s", "90s")]
+    lines = [line for table in tables for line in table.splitlines() if line.startswith("| a-1")]
     assert [one.split(" | ")[1:4] for one in lines] == [
         ["genseg", "1", "0.500"], ["genseg, from imaml-0", "1", "0.300"], ["genseg, vae", "1", "0.900"],
         ["genseg", "1", "0.700"],
     ]  # fmt: skip
+
+
+def test_a_steps_cost_is_told_in_supervised_steps_of_the_same_set():
+    rows = [row("a-1", "supervised", 0, 0.5, steps="6"), row("a-1", "genseg", 0, 0.5), row("b-1", "genseg", 0, 0.5)]
+    lines = [one.split(" | ") for one in figures.costs(rows).splitlines()[2:]]
+    assert [one[5] for one in lines] == ["1.00", "2.00", "–"]
+    assert lines[0][2:4] == ["5", "12"]  # 1 + 9 / 5 + 2, and 1 + 9 + 2
 
 
 def test_only_what_stands_between_the_marks_is_written_again(tmp_path):
@@ -134,4 +150,4 @@ def test_a_matrix_makes_a_row_for_each_training_and_none_a_second_time(data, tmp
     rows = read_rows(tmp_path / "rows.csv")
     assert sorted(one["arm"] for one in rows) == ["supervised", "warp"]
     assert all(0 <= float(one["dice"]) < 1 and int(one["steps"]) == 2 for one in rows)
-    assert first.endswith(second) and second.count("\n| hippocampus-1 |") == 2
+    assert first.endswith(second) and second.count("\n| hippocampus-1 |") == 4

@@ -38,7 +38,7 @@ def text(rows: Sequence[Row]) -> str:
     for length in dict.fromkeys(row["length"] for row in rows):
         mine = [row for row in rows if row["length"] == length]
         what = f"**{length}**" if length.endswith("s") else f"**The time of {length} supervised steps**"
-        parts += [what, table(mine), differences(scores_of(mine))]
+        parts += [what, table(mine), differences(scores_of(mine)), costs(mine)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -46,19 +46,41 @@ def table(rows: Sequence[Row]) -> str:
     """A line for each set and arm: means over the seeds, and the SD of Dice."""
     others = any(row["other_dice"] for row in rows)
     head = ["data, labelled", "arm", "seeds", "Dice", "SD", "HD95", "NSD", *(["Dice, other source"] if others else [])]
-    lines = [_line([*head, "steps", "s a step", "MB"]), "|" + "---|" * (len(head) + 3)]
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["set"], arm_of(row)), []).append(row)
-    for set_, arm in sorted(groups, key=_order):
-        same = groups[set_, arm]
+    lines = [_line([*head, "steps"]), "|" + "---|" * (len(head) + 1)]
+    for (set_, arm), same in _groups(rows).items():
         dices = [float(row["dice"]) for row in same]
         spread = f"{statistics.stdev(dices):.3f}" if len(dices) > 1 else "–"
         cells = [set_, arm, str(len(same)), f"{statistics.mean(dices):.3f}", spread]
         cells += [_mean(same, "hd95", 1), _mean(same, "nsd", 3), *([_mean(same, "other_dice", 3)] if others else [])]
-        a_step = statistics.mean(float(row["train_s"]) / max(1, int(row["steps"])) for row in same)
-        lines.append(_line([*cells, _mean(same, "steps", 0), f"{a_step:.2f}", _mean(same, "memory_mb", 0)]))
+        lines.append(_line([*cells, _mean(same, "steps", 0)]))
     return "\n".join(lines)
+
+
+def costs(rows: Sequence[Row]) -> str:
+    """Seconds of a core (or a graphics card's) and memory. A first usable model is there after a fifth of a training."""
+    head = ["data, labelled", "arm", "first mask, s", "last mask, s", "a step, s", "in supervised steps"]
+    lines = [_line([*head, "a scan's prediction, s", "peak MB"]), "|" + "---|" * (len(head) + 2)]
+    groups = _groups(rows)
+    for (set_, arm), same in groups.items():
+        prepare, train, predict = (_average(same, name) for name in ("prepare_s", "train_s", "predict_s"))
+        step, plain = _step(same), _step(groups.get((set_, "supervised"), []))
+        cells = [f"{prepare + train / 5 + predict:.0f}", f"{prepare + train + predict:.0f}", f"{step:.2f}"]
+        cells += [f"{step / plain:.2f}" if plain else "–", f"{predict:.2f}", _mean(same, "memory_mb", 0)]
+        lines.append(_line([set_, arm, *cells]))
+    return "\n".join(lines)
+
+
+def _step(rows: Sequence[Row]) -> float:
+    """Seconds of a step, the generator's pretraining included; 0 where there are no rows."""
+    return statistics.mean(float(r["train_s"]) / max(1, int(r["steps"])) for r in rows) if rows else 0.0
+
+
+def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """The rows of each set and arm, in the order of sets and arms."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["set"], arm_of(row)), []).append(row)
+    return {key: found[key] for key in sorted(found, key=_order)}
 
 
 def differences(scores: Scores) -> str:
@@ -176,8 +198,11 @@ def _order(key: tuple[str, str]) -> tuple[str, int, str]:
 
 
 def _mean(rows: Sequence[Row], field: str, digits: int) -> str:
-    values = [float(row[field]) for row in rows if row[field]]
-    return f"{statistics.mean(values):.{digits}f}" if values else "–"
+    return f"{_average(rows, field):.{digits}f}" if any(row[field] for row in rows) else "–"
+
+
+def _average(rows: Sequence[Row], field: str) -> float:
+    return statistics.mean(float(row[field]) for row in rows if row[field])
 
 
 def _line(cells: Sequence[str]) -> str:
