@@ -57,7 +57,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def costs(rows: Sequence[Row]) -> str:
-    """Seconds of a core (or a graphics card's) and memory. A first usable model is there after a fifth of a training."""
+    """Seconds of a core (or a graphics card) and memory. A first usable model is there after a fifth of a training."""
     head = ["data, labelled", "arm", "first mask, s", "last mask, s", "a step, s", "in supervised steps"]
     lines = [_line([*head, "a scan's prediction, s", "peak MB"]), "|" + "---|" * (len(head) + 2)]
     groups = _groups(rows)

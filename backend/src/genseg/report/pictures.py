@@ -176,6 +176,6 @@ def _encode(view: View, height: float, width: float) -> str:
     if view.image.ndim == 3:
         picture.save(buffer, "JPEG", quality=85)
     else:
-        picture.save(buffer, "PNG", optimize=True)
+        picture.save(buffer, "PNG")  # `optimize` takes five times as long for 4 % of the size
     kind = "jpeg" if view.image.ndim == 3 else "png"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
