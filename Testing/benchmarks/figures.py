@@ -12,8 +12,11 @@ PAIRS = (
     ("supervised", "none"), ("warp", "supervised"), ("separate", "supervised"), ("genseg", "supervised"),
     ("versemi", "supervised"), ("genseg+versemi", "supervised"), ("genseg", "separate"), ("genseg", "warp"),
     ("versemi", "genseg"), ("genseg+versemi", "genseg"), ("genseg+versemi", "versemi"),
+    ("warp+versemi", "versemi"), ("genseg+versemi", "warp+versemi"),
 )  # fmt: skip
-COLOURS = dict(zip(ARMS, ("#888888", "#444444", "#b07aa1", "#f28e2b", "#4e79a7", "#59a14f", "#e15759"), strict=False))
+COLOURS = dict(
+    zip(ARMS, ("#888888", "#444444", "#b07aa1", "#f28e2b", "#4e79a7", "#59a14f", "#edc948", "#e15759"), strict=False)
+)
 Scores = dict[tuple[str, str], dict[str, float]]  # (set, arm): {seed: Dice}
 
 

@@ -21,9 +21,11 @@ OTHER_SOURCE = {"drive": "chase_db1"}  # of the same structure, never trained on
 HELD_BACK = 26  # scans at the end of `training` (or half of them) to choose by, so that no test scan is
 # Time of a step in supervised steps, the generator's pretraining included: docs/benchmarks.md.
 COST = {"supervised": 1.0, "separate": 1.15, "genseg": 1.27, "versemi": 1.24, "genseg+versemi": 1.7}
-METHOD = {"none": "supervised", "warp": "separate"} | {f"versemi-{part}": "versemi" for part in PARTS}
+METHOD = {"none": "supervised", "warp": "separate", "warp+versemi": "genseg+versemi"}
+METHOD |= {f"versemi-{part}": "versemi" for part in PARTS}
 PEERS = ("nnunet", "monai-unet")
-ARMS = ("none", "supervised", "warp", *[name for name in COST if name != "supervised"], *list(METHOD)[2:], *PEERS)
+ARMS = ("none", "supervised", "warp", "separate", "genseg", "versemi", "warp+versemi", "genseg+versemi")
+ARMS += (*(arm for arm in METHOD if arm not in ARMS), *PEERS)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class Run:
     @property
     def seconds(self) -> float | None:
         return float(self.length[:-1]) if self.length.endswith("s") else None
+
+    @property
+    def warps(self) -> bool:
+        """Whether synthetic masks come with real images in the place of generated ones."""
+        return self.arm.startswith("warp")
 
     def settings(self) -> Settings:
         method = METHOD.get(self.arm, self.arm)

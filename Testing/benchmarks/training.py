@@ -52,7 +52,10 @@ class Unchanged(Sampler):
 
 
 class Warped(Joint):
-    """The arm `warp`: masks bent and implanted as in `separate`, each with the real image under the same operations."""
+    """`warp` and `warp+versemi`: the masks of `separate`, each with the real image under the same operations."""
+
+    def step(self, step: int, stage: Stage) -> dict[str, float]:
+        return super().step(step, replace(stage, level1=False, level3=False, train=None, validation=[]))
 
     def _synthetic_pairs(self, s: Synthesis, step: int, stage: Stage) -> tuple[torch.Tensor, ...]:
         rng, strength = stream(self.seed, "synthetic", step), s.meta.plain_strength()
@@ -61,9 +64,6 @@ class Warped(Joint):
         if draw.implant is not None:
             pair = implanted(pair, self.sampler.load(draw.implant, strength), self.plan.classes)
         return pair[0], label_of(pair[1], self.plan.classes), draw.wanted.to(pair[0].device)
-
-    def _level1(self, *_: Any, **__: Any) -> dict[str, float]:
-        return {}
 
 
 def go(run: Run, device: str, jobs: int, pages: Path | None) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def go(run: Run, device: str, jobs: int, pages: Path | None) -> dict[str, Any]:
     times = [now()]
     state = prepared(run, studies, target)
     times.append(now())
-    train(state, run.arm, (ProcessorClock if target.is_cpu else Clock)(state.settings))
+    train(state, run.warps, (ProcessorClock if target.is_cpu else Clock)(state.settings))
     times.append(now())
     memory = peak_mb(target)
     models = [Predictor(part.model, part.joint.plan, one.labels, target) for part, one in _with(state.parts, studies)]
@@ -132,7 +132,7 @@ def prepared(run: Run, studies: list[Study], target: Device) -> RunState:
     for part in state.parts:
         if run.arm == "none":
             part.joint.sampler = Unchanged(part.joint.sampler.cases, part.joint.plan)
-        elif run.arm == "warp":
+        elif run.warps:
             part.joint = Warped(**{f.name: getattr(part.joint, f.name) for f in fields(Joint)})
     return state
 
@@ -145,11 +145,11 @@ def on_device(cases: Sequence[WorkingCase], device: Device) -> list[WorkingCase]
     ]
 
 
-def train(state: RunState, arm: str, clock: Clock) -> None:
-    """As the command line does it. For `warp` there is no generator to pretrain."""
+def train(state: RunState, warps: bool, clock: Clock) -> None:
+    """As the command line does it. Where there are only warped scans there is no generator to pretrain."""
     counters = state.counters
     while state.settings.generates and clock.pretrain_progress(counters.pretrain_step) < 1:
-        if arm == "warp" and shapes_due(state, clock) is None:
+        if warps and shapes_due(state, clock) is None:
             break
         pretrain_step(state, clock)
     while (progress := clock.progress(counters.step)) < 1:
