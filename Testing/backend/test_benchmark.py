@@ -19,6 +19,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import figures  # noqa: E402
+import peers  # noqa: E402
+import runs  # noqa: E402
 from runs import FIELDS, Run, read_rows  # noqa: E402
 from training import ProcessorClock, prepared  # noqa: E402
 
@@ -67,8 +69,8 @@ def test_seconds_of_waiting_take_nothing_from_the_budget():
 def test_all_arms_of_a_seed_get_the_same_scans_and_no_tested_scan_is_trained_on(data):
     for tested in ("test", "training"):
         for name in ("hippocampus-3", "acdc-2", "kvasir-5"):
-            runs = [Run(name, arm, seed, "9s", tested=tested) for seed in (0, 1) for arm in ("supervised", "versemi")]
-            studies = [run.studies()[0] for run in runs]
+            drawn = [Run(name, arm, seed, "9s", tested=tested) for seed in (0, 1) for arm in ("supervised", "versemi")]
+            studies = [run.studies()[0] for run in drawn]
             assert studies[0] == studies[1] and studies[2] == studies[3] and studies[0].training != studies[2].training
             for study in studies:
                 seen = {case.images[0] for case in [*study.training, *study.unlabeled]}
@@ -134,6 +136,20 @@ def test_only_what_stands_between_the_marks_is_written_again(tmp_path):
     plots = {p: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
     figures.write(rows, page, "quick")
     assert page.read_text() == first and all(p.read_bytes() == content for p, content in plots.items())
+
+
+def test_a_peer_trains_for_its_seconds_on_the_drawn_scans_and_is_scored_as_all_are(data, tmp_path, monkeypatch):
+    tiny_study(data / "hippocampus", tmp_path / "hippocampus")
+    monkeypatch.setattr(runs, "DATA", tmp_path)
+    found = peers.go(Run("hippocampus-2", "monai-unet", 0, "3s"), jobs=1)
+    assert set(found) == set(FIELDS) and int(found["steps"]) > 1 and 3 <= float(found["train_s"]) < 9
+    assert 0 <= float(found["dice"]) < 1 and "monai" in found["code"]
+
+
+@pytest.mark.parametrize("run", [("hippocampus-1", "nnunet", 0, "500"), ("hippocampus-1+acdc-2", "nnunet", 0, "9s")])
+def test_a_peer_refuses_what_it_cannot_do(run):
+    with pytest.raises(ValueError, match="A peer trains for seconds"):
+        peers.go(Run(*run), jobs=1)
 
 
 @pytest.mark.slow

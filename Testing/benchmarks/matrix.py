@@ -24,12 +24,11 @@ from runs import ARMS, GRIDS, PEERS, Run, add_row, key_of, read_rows
 
 from genseg.settings import GENERATORS, SEGMENTERS
 
-MAIN = ("supervised", "genseg", "versemi", "genseg+versemi")
 FEWEST = ("hippocampus-1", "acdc-2", "isic2017-5", "kvasir-5", "shenzhen-5", "busi-5", "dsb2018-5", "drive-5")
 MORE = ("hippocampus-3", "hippocampus-10", "acdc-4", *(name.replace("-5", "-20") for name in FEWEST[2:-1]))
 SIZES: dict[str, dict[str, Any]] = {
-    "quick": {"grid": "light", "lengths": ["180s"], "sets": FEWEST, "arms": (*MAIN, "separate", "warp", "none")},
-    "gpu": {"grid": "full", "lengths": ["500"], "sets": (*FEWEST, *MORE), "arms": ARMS},
+    "quick": {"grid": "light", "lengths": ["180s"], "sets": FEWEST, "arms": (*ARMS[:8], "monai-unet")},
+    "gpu": {"grid": "full", "lengths": ["500"], "sets": (*FEWEST, *MORE), "arms": [a for a in ARMS if a not in PEERS]},
 }
 
 
