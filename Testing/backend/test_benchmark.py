@@ -132,7 +132,7 @@ def test_only_what_stands_between_the_marks_is_written_again(tmp_path):
     figures.write(rows, page, "quick")
     first = page.read_text()
     assert first.startswith("before\n") and "old" not in first and "kept" in first and "\nafter\n" in first
-    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"quick-differences.svg", "quick-labels.svg"}
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"quick-9s-differences.svg", "quick-9s-labels.svg"}
     plots = {p: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
     figures.write(rows, page, "quick")
     assert page.read_text() == first and all(p.read_bytes() == content for p, content in plots.items())

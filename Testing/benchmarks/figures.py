@@ -8,11 +8,14 @@ from pathlib import Path
 from runs import ARMS, Row
 from scipy.stats import ttest_1samp
 
+from genseg.settings import PARTS
+
 PAIRS = (
     ("supervised", "none"), ("warp", "supervised"), ("separate", "supervised"), ("genseg", "supervised"),
     ("versemi", "supervised"), ("genseg+versemi", "supervised"), ("genseg", "separate"), ("genseg", "warp"),
     ("versemi", "genseg"), ("genseg+versemi", "genseg"), ("genseg+versemi", "versemi"),
     ("warp+versemi", "versemi"), ("genseg+versemi", "warp+versemi"),
+    *(("versemi", f"versemi-{part}") for part in PARTS),  # what each part is worth
 )  # fmt: skip
 COLOURS = dict(
     zip(ARMS, ("#888888", "#444444", "#b07aa1", "#f28e2b", "#4e79a7", "#59a14f", "#edc948", "#e15759"), strict=False)
@@ -36,13 +39,19 @@ def scores_of(rows: Sequence[Row]) -> Scores:
 
 
 def text(rows: Sequence[Row]) -> str:
-    """Markdown: what was reached, and the differences between arms, for each length on its own."""
-    parts = []
-    for length in dict.fromkeys(row["length"] for row in rows):
-        mine = [row for row in rows if row["length"] == length]
-        what = f"**{length}**" if length.endswith("s") else f"**The time of {length} supervised steps**"
-        parts += [what, table(mine), differences(scores_of(mine)), costs(mine)]
-    return "\n\n".join(part for part in parts if part)
+    """Markdown: what was reached, the differences between arms, and what it cost, for each length on its own."""
+    return "\n\n".join(part for _, mine, what in _lengths(rows) for part in (what, *_tables(mine)))
+
+
+def _lengths(rows: Sequence[Row]) -> list[tuple[str, list[Row], str]]:
+    """Each length, its rows, and a heading."""
+    lengths = dict.fromkeys(row["length"] for row in rows)
+    heading = {one: f"**{one}**" if one.endswith("s") else f"**The time of {one} supervised steps**" for one in lengths}
+    return [(one, [row for row in rows if row["length"] == one], heading[one]) for one in lengths]
+
+
+def _tables(rows: Sequence[Row]) -> list[str]:
+    return [part for part in (table(rows), differences(scores_of(rows)), costs(rows)) if part]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -114,18 +123,20 @@ def mean_and_error(values: Sequence[float]) -> str:
     if not values:
         return "–"
     error = f" ({statistics.stdev(values) / len(values) ** 0.5:.1f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):+.1f}{error}"
+    return f"{statistics.mean(values):+.1f}{error}".replace("-", "−")
 
 
 def write(rows: Sequence[Row], page: Path, name: str) -> None:
     """Replace what stands between `<!-- matrix NAME -->` and `<!-- end -->`; plots go to figures/ beside the page."""
     folder = page.parent / "figures"
     folder.mkdir(exist_ok=True)
-    made = [text(rows)]
-    for plot in (plot_differences, plot_labels):
-        file = folder / f"{name}-{plot.__name__.removeprefix('plot_')}.svg"
-        if caption := plot(rows, file):
-            made.append(f"![{caption}](figures/{file.name})")
+    made = []
+    for length, mine, heading in _lengths(rows):
+        made += [heading, *_tables(mine)]
+        for plot in (plot_differences, plot_labels):
+            file = folder / f"{name}-{length}-{plot.__name__.removeprefix('plot_')}.svg"
+            if caption := plot(mine, file):
+                made.append(f"![{caption}](figures/{file.name})")
     begin, end, old = f"<!-- matrix {name} -->", "<!-- end -->", page.read_text(encoding="utf-8")
     assert begin in old, f"{page} has no line '{begin}' to write behind."
     body = "\n".join([begin, "", "\n\n".join(made), "", end])
@@ -144,6 +155,7 @@ def plot_differences(rows: Sequence[Row], out: Path) -> str:
     figure = Figure(figsize=(8, 0.5 + 0.16 * len(sets) * (len(arms) + 1)), layout="constrained")
     axes = figure.add_subplot()
     for i, set_ in enumerate(sets):
+        axes.axhspan(i - 0.5, i + 0.5, color="#f2f2f2" if i % 2 else "white", zorder=0)
         for j, arm in enumerate(arms):
             values, y = paired(scores, set_, arm, "supervised"), i + (j - (len(arms) - 1) / 2) / (len(arms) + 1)
             axes.plot(values, [y] * len(values), ".", color=COLOURS[arm], alpha=0.5, markersize=4)
@@ -155,7 +167,7 @@ def plot_differences(rows: Sequence[Row], out: Path) -> str:
     axes.set(
         yticks=range(len(sets)),
         yticklabels=sets,
-        xlabel="points of Dice over `supervised`",
+        xlabel="points of Dice over supervised",
         ylim=(len(sets) - 0.5, -0.5),
     )
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))

@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no training after that")
     parser.add_argument("--pages", type=Path, help="folder for pictures of synthetic pairs")
-    parser.add_argument("--write", type=Path, help="put tables and plots into this Markdown file")
+    parser.add_argument("--write", type=Path, help="Markdown file to put tables and plots of all rows of the grid into")
     chosen = parser.parse_args()
     for name, value in SIZES[chosen.size].items():
         if getattr(chosen, name) is None:
@@ -100,13 +100,13 @@ def main() -> None:
     runs = wanted(chosen)
     done = {key_of(row) for row in read_rows(chosen.rows)}
     failed = side_by_side([run for run in runs if run.key() not in done], chosen)
-    keys = {run.key() for run in runs}
-    rows = [row for row in read_rows(chosen.rows) if key_of(row) in keys]
+    keys, rows = {run.key() for run in runs}, read_rows(chosen.rows)
     for set_ in chosen.sets if chosen.pages else []:
         page.page(chosen.pages, set_, GENERATORS, chosen.pages / f"{set_}.png")
-    print(figures.text(rows))
+    print(figures.text([row for row in rows if key_of(row) in keys]))
     if chosen.write:
-        figures.write(rows, chosen.write, chosen.size)
+        on_page = [row for row in rows if row["grid"] == chosen.grid and row["tested"] == "test"]
+        figures.write(on_page, chosen.write, chosen.size)
     if failed:
         sys.exit("Without a row, to be tried again next time:\n" + "\n".join(str(run) for run in failed))
 
