@@ -25,9 +25,8 @@ Scores = dict[tuple[str, str], dict[str, float]]  # (set, arm): {seed: Dice}
 
 def arm_of(row: Row) -> str:
     """The arm, and what of it is not the default."""
-    start = Path(row["start"]).name
     more = [row[name] for name, usual in (("generator", "spade"), ("segmenter", "dynunet")) if row[name] != usual]
-    return ", ".join([row["arm"], *more, *([f"from {start}"] if start else [])])
+    return ", ".join([row["arm"], *more, *([f"from {row['start']}"] if row["start"] else [])])
 
 
 def scores_of(rows: Sequence[Row]) -> Scores:

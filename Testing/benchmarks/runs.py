@@ -4,7 +4,7 @@ import csv
 import os
 import subprocess
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ class Run:
     tested: str = "test"
 
     def key(self) -> tuple[str, ...]:
-        return tuple(str(value) for value in astuple(self))
+        """As in the row; a starting model is known by the name of its folder, wherever that lies."""
+        return tuple(str(value) for value in astuple(replace(self, start=Path(self.start).name)))
 
     @property
     def seconds(self) -> float | None:
