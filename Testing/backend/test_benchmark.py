@@ -69,17 +69,48 @@ def test_seconds_of_waiting_take_nothing_from_the_budget():
 def test_all_arms_of_a_seed_get_the_same_scans_and_no_tested_scan_is_trained_on(data):
     for tested in ("test", "training"):
         for name in ("hippocampus-3", "acdc-2", "kvasir-5"):
-            drawn = [Run(name, arm, seed, "9s", tested=tested) for seed in (0, 1) for arm in ("supervised", "versemi")]
+            drawn = [Run(name, arm, seed, "9s", tested=tested) for seed in (0, 2) for arm in ("supervised", "versemi")]
             studies = [run.studies()[0] for run in drawn]
             assert studies[0] == studies[1] and studies[2] == studies[3] and studies[0].training != studies[2].training
             for study in studies:
-                seen = {case.images[0] for case in [*study.training, *study.unlabeled]}
-                assert study.test and not seen & {case.images[0] for case in study.test}
+                seen = {patient(case) for case in [*study.training, *study.unlabeled]}
+                assert study.test and not seen & {patient(case) for case in study.test}
 
 
-def test_acdc_is_counted_in_patients(data):
-    study = Run("acdc-2", "supervised", 1, "9s").studies()[0]
-    assert len(study.training) == 4 and len(set(study.patients)) == 2 and len(study.unlabeled) == 12
+def patient(case) -> str:
+    return case.id.split("_frame")[0]
+
+
+@pytest.mark.parametrize(("tested", "unlabelled"), [("test", 12), ("training", 4)])
+def test_acdc_is_counted_in_patients(tested, unlabelled, data):
+    study = Run("acdc-2", "supervised", 1, "9s", tested=tested).studies()[0]
+    assert len(study.training) == 4 and len(set(study.patients)) == 2 and len(study.unlabeled) == unlabelled
+
+
+def test_in_the_time_of_a_supervised_step_each_arm_makes_what_it_was_measured_to_make():
+    steps = {arm: Run("a-1", arm, 0, "500").settings().iterations for arm in ("none", "warp", "warp+versemi", "genseg")}
+    assert steps == {"none": 500, "warp": 500, "warp+versemi": 400, "genseg": 394}
+    with pytest.raises(ValueError, match="give seconds"):
+        Run("a-1", "genseg", 0, "500", generator="vae").settings()
+
+
+def test_a_page_without_its_marks_or_a_table_without_rows_is_refused_and_left_as_it_is(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- matrix light -->\nold\n<!-- end -->\n")
+    with pytest.raises(ValueError, match="no rows"):
+        figures.write([], page, "light")
+    with pytest.raises(ValueError, match="matrix full"):
+        figures.write([row("a-1", "genseg", 0, 0.5)], page, "full")
+    assert "old" in page.read_text()
+
+
+def test_a_training_that_has_two_rows_is_told(tmp_path):
+    rows = tmp_path / "rows.csv"
+    read_rows(rows)
+    for _ in range(2):
+        runs.add_row(rows, row("a-1", "genseg", 0, 0.5))
+    with pytest.raises(ValueError, match="several rows of one training"):
+        read_rows(rows)
 
 
 def row(set_: str, arm: str, seed: int, dice: float, **more: str) -> dict[str, str]:
@@ -126,15 +157,15 @@ def test_a_steps_cost_is_told_in_supervised_steps_of_the_same_set():
 def test_only_what_stands_between_the_marks_is_written_again(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
-        "before\n<!-- matrix quick -->\nold\n<!-- end -->\nafter\n<!-- matrix gpu -->\nkept\n<!-- end -->\n"
+        "before\n<!-- matrix light -->\nold\n<!-- end -->\nafter\n<!-- matrix full -->\nkept\n<!-- end -->\n"
     )
     rows = [row(s, arm, n, 0.5 + n / 10) for s in ("a-1", "a-5") for arm in ("supervised", "genseg") for n in range(3)]
-    figures.write(rows, page, "quick")
+    figures.write(rows, page, "light")
     first = page.read_text()
     assert first.startswith("before\n") and "old" not in first and "kept" in first and "\nafter\n" in first
-    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"quick-9s-differences.svg", "quick-9s-labels.svg"}
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"light-9s-differences.svg", "light-9s-labels.svg"}
     plots = {p: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
-    figures.write(rows, page, "quick")
+    figures.write(rows, page, "light")
     assert page.read_text() == first and all(p.read_bytes() == content for p, content in plots.items())
 
 

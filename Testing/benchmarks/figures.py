@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from runs import ARMS, Row
+from runs import ARMS, PEERS, Row
 from scipy.stats import ttest_1samp
 
 from genseg.settings import PARTS
@@ -15,6 +15,7 @@ PAIRS = (
     ("versemi", "supervised"), ("genseg+versemi", "supervised"), ("genseg", "separate"), ("genseg", "warp"),
     ("versemi", "genseg"), ("genseg+versemi", "genseg"), ("genseg+versemi", "versemi"),
     ("warp+versemi", "versemi"), ("genseg+versemi", "warp+versemi"),
+    *((arm, peer) for arm in ("supervised", "genseg+versemi") for peer in PEERS),
     *(("versemi", f"versemi-{part}") for part in PARTS),  # what each part is worth
 )  # fmt: skip
 COLOURS = dict(
@@ -70,12 +71,13 @@ def table(rows: Sequence[Row]) -> str:
 def costs(rows: Sequence[Row]) -> str:
     """Seconds of a core (or a graphics card) and memory. A first usable model is there after a fifth of a training."""
     head = ["data, labelled", "arm", "first mask, s", "last mask, s", "a step, s", "in supervised steps"]
-    lines = [_line([*head, "a scan's prediction, s", "peak MB"]), "|" + "---|" * (len(head) + 2)]
+    lines = [_line([*head, "a scan predicted and scored, s", "peak MB"]), "|" + "---|" * (len(head) + 2)]
     groups = _groups(rows)
     for (set_, arm), same in groups.items():
         prepare, train, predict = (_average(same, name) for name in ("prepare_s", "train_s", "predict_s"))
         step, plain = _step(same), _step(groups.get((set_, "supervised"), []))
-        cells = [f"{prepare + train / 5 + predict:.0f}", f"{prepare + train + predict:.0f}", f"{step:.2f}"]
+        first = "–" if arm in PEERS else f"{prepare + train / 5 + predict:.0f}"
+        cells = [first, f"{prepare + train + predict:.0f}", f"{step:.2f}"]
         cells += [f"{step / plain:.2f}" if plain else "–", f"{predict:.2f}", _mean(same, "memory_mb", 0)]
         lines.append(_line([set_, arm, *cells]))
     return "\n".join(lines)
@@ -97,16 +99,19 @@ def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 def differences(scores: Scores) -> str:
     """Points of Dice between two arms with the same scans: mean (standard error) for each set and over all pairs.
 
-    p is of a t-test over the sets' means, so that a set with many seeds counts no more than another.
+    All, and p of a t-test, are over studies, so that one with many seeds or several numbers of labels counts no more.
     """
     sets = list(dict.fromkeys(set_ for set_, _ in scores))
-    lines = [_line(["", "all sets", "p", *sets]), "|" + "---|" * (len(sets) + 3)]
+    lines = [_line(["", "all studies", "p", *sets]), "|" + "---|" * (len(sets) + 3)]
     for a, b in PAIRS:
         of_set = {set_: paired(scores, set_, a, b) for set_ in sets}
         known = {set_: values for set_, values in of_set.items() if values}
         if not known:
             continue
-        means = [statistics.mean(values) for values in known.values()]
+        of_study: dict[str, list[float]] = {}
+        for set_, values in known.items():
+            of_study.setdefault(set_.rsplit("-", 1)[0], []).append(statistics.mean(values))
+        means = [statistics.mean(values) for values in of_study.values()]
         p = f"{ttest_1samp(means, 0.0).pvalue:.2f}" if len(means) > 2 else "–"
         lines.append(_line([f"{a} − {b}", mean_and_error(means), p, *[mean_and_error(of_set[set_]) for set_ in sets]]))
     return "\n".join(lines) if len(lines) > 2 else ""
@@ -125,8 +130,18 @@ def mean_and_error(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):+.1f}{error}".replace("-", "−")
 
 
+def place(page: Path, name: str) -> tuple[str, str, str]:
+    """The page's text before, between and behind `<!-- matrix NAME -->` and the next `<!-- end -->`."""
+    found = re.fullmatch(f"(.*<!-- matrix {name} -->)(.*?)(<!-- end -->.*)", page.read_text(encoding="utf-8"), re.S)
+    if found is None:
+        raise ValueError(f"{page} has no lines '<!-- matrix {name} -->' and '<!-- end -->' to write between.")
+    return found[1], found[2], found[3]
+
+
 def write(rows: Sequence[Row], page: Path, name: str) -> None:
-    """Replace what stands between `<!-- matrix NAME -->` and `<!-- end -->`; plots go to figures/ beside the page."""
+    """Replace what stands at the `place`; plots go to figures/ beside the page."""
+    if not rows:
+        raise ValueError(f"There are no rows of the grid '{name}' to write to {page}.")
     folder = page.parent / "figures"
     folder.mkdir(exist_ok=True)
     made = []
@@ -136,10 +151,8 @@ def write(rows: Sequence[Row], page: Path, name: str) -> None:
             file = folder / f"{name}-{length}-{plot.__name__.removeprefix('plot_')}.svg"
             if caption := plot(mine, file):
                 made.append(f"![{caption}](figures/{file.name})")
-    begin, end, old = f"<!-- matrix {name} -->", "<!-- end -->", page.read_text(encoding="utf-8")
-    assert begin in old, f"{page} has no line '{begin}' to write behind."
-    body = "\n".join([begin, "", "\n\n".join(made), "", end])
-    page.write_text(re.sub(f"{re.escape(begin)}.*?{end}", lambda _: body, old, count=1, flags=re.S), encoding="utf-8")
+    before, _, behind = place(page, name)
+    page.write_text("\n\n".join([before, *made, behind]), encoding="utf-8")
 
 
 def plot_differences(rows: Sequence[Row], out: Path) -> str:

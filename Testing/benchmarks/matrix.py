@@ -41,7 +41,14 @@ def wanted(chosen: argparse.Namespace) -> list[Run]:
             chosen.generators, chosen.segmenters, chosen.starts,
         )
     ]  # fmt: skip
-    return [run for run in runs if run.generator == "spade" or run.settings().generates]
+    return [run for run in runs if _matters(run)]
+
+
+def _matters(run: Run) -> bool:
+    """Whether the arm has what is varied: a generator, a network of this project's."""
+    if run.arm in PEERS:
+        return (run.generator, run.segmenter, run.start) == ("spade", "dynunet", "")
+    return run.generator == "spade" or (run.settings().generates and not run.warps)
 
 
 def work(run: Run, rows: Path, lock: Any, chosen: argparse.Namespace) -> None:
@@ -91,12 +98,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no training after that")
-    parser.add_argument("--pages", type=Path, help="folder for pictures of synthetic pairs")
+    parser.add_argument("--pages", type=Path, help="folder for pictures of the pairs of genseg with seed 0")
     parser.add_argument("--write", type=Path, help="Markdown file to put tables and plots of all rows of the grid into")
     chosen = parser.parse_args()
     for name, value in SIZES[chosen.size].items():
         if getattr(chosen, name) is None:
             setattr(chosen, name, value)
+    if chosen.write:
+        figures.place(chosen.write, chosen.grid)
     runs = wanted(chosen)
     done = {key_of(row) for row in read_rows(chosen.rows)}
     failed = side_by_side([run for run in runs if run.key() not in done], chosen)
@@ -106,7 +115,7 @@ def main() -> None:
     print(figures.text([row for row in rows if key_of(row) in keys]))
     if chosen.write:
         on_page = [row for row in rows if row["grid"] == chosen.grid and row["tested"] == "test"]
-        figures.write(on_page, chosen.write, chosen.size)
+        figures.write(on_page, chosen.write, chosen.grid)
     if failed:
         sys.exit("Without a row, to be tried again next time:\n" + "\n".join(str(run) for run in failed))
 

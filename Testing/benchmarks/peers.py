@@ -41,7 +41,7 @@ from monai.data import DataLoader, Dataset, list_data_collate
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceLoss
 from monai.networks.nets import UNet
-from runs import KEY, PEERS, Run, code
+from runs import KEY, Run, code
 from training import METRICS, ProcessorClock, peak_mb, score
 
 from genseg.cases import Case, Study
@@ -50,8 +50,6 @@ from genseg.evaluate import Segment
 from genseg.imageio import Geometry, Scan, read_label, read_scan
 from genseg.plan import Plan, make_plan
 from genseg.schedule import Clock
-
-__all__ = ["PEERS", "go"]
 
 MEMORY_GB = {"2d": 0.5, "3d_fullres": 0.05}
 INTENSITIES = 10**6  # sampled from all scans, of use for CT alone; nnU-Net's hundred times more take gigabytes

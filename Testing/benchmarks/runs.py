@@ -20,7 +20,8 @@ MOST_UNLABELLED = {"hippocampus": 100}  # elsewhere 300
 OTHER_SOURCE = {"drive": "chase_db1"}  # of the same structure, never trained on
 HELD_BACK = 26  # scans at the end of `training` (or half of them) to choose by, so that no test scan is
 # Time of a step in supervised steps, the generator's pretraining included: docs/benchmarks.md.
-COST = {"supervised": 1.0, "separate": 1.15, "genseg": 1.27, "versemi": 1.24, "genseg+versemi": 1.7}
+COST = {"supervised": 1.0, "none": 1.0, "warp": 1.0, "separate": 1.15, "genseg": 1.27, "versemi": 1.24}
+COST |= {"warp+versemi": 1.25, "genseg+versemi": 1.7, "versemi-prompts": 1.1}
 METHOD = {"none": "supervised", "warp": "separate", "warp+versemi": "genseg+versemi"}
 METHOD |= {f"versemi-{part}": "versemi" for part in PARTS}
 PEERS = ("nnunet", "monai-unet")
@@ -34,7 +35,8 @@ class Run:
 
     `set` is study-labelled, several joined by +, as in hippocampus-1+acdc-2; acdc is counted in patients of two scans.
     `start` is a folder of a starting model, or "". `length` is "300s", of one processor core or of the graphics card,
-    or the number of supervised steps in whose time the arm's own steps are made. `tested` on test or training scans.
+    or the number of supervised steps in whose time the arm's own steps are made. Seconds of different devices do not
+    belong into one table. `tested` on test or training scans.
     """
 
     set: str
@@ -64,7 +66,10 @@ class Run:
         method = METHOD.get(self.arm, self.arm)
         without = [self.arm.removeprefix("versemi-")] if self.arm.startswith("versemi-") else []
         studies = len(self.set.split("+"))
-        steps = None if self.seconds else max(1, round(int(self.length) * studies / COST[method]))
+        if not self.seconds and (self.generator, self.segmenter) != ("spade", "dynunet"):
+            raise ValueError(f"What a step costs is known of the default networks only; give seconds: {self}")
+        cost = COST.get(self.arm, COST[method])
+        steps = None if self.seconds else max(1, round(int(self.length) * studies / cost))
         return Settings.model_validate(
             {
                 "dataset": DATA, "out": Path("unwritten"), "method": method, "without": without, "seed": self.seed,
@@ -78,6 +83,8 @@ class Run:
 
     def _study(self, name: str, count: str) -> Study:
         study, labelled, seed = read_study(DATA / name), int(count), self.seed
+        if name == "acdc":
+            study = _by_patient(study, 0)
         if self.tested == "training":
             at = max(len(study.training) // 2, len(study.training) - HELD_BACK)
             study = study.model_copy(update={"training": study.training[:at], "test": study.training[at:]})
@@ -132,7 +139,10 @@ def read_rows(path: Path) -> list[Row]:
     if not path.exists():
         path.write_text(",".join(FIELDS) + "\n")
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    if len({key_of(row) for row in rows}) < len(rows):
+        raise ValueError(f"{path} has several rows of one training; delete all but one.")
+    return rows
 
 
 def key_of(row: Row) -> tuple[str, ...]:

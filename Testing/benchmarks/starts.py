@@ -4,12 +4,14 @@
     python Testing/benchmarks/matrix.py docs/starts.csv --sets kvasir-1 kvasir-5 --arms supervised --lengths 25 50 \\
         --seeds 0 --starts "" MODELS/photographs-imaml-0 MODELS/photographs-pretrain-0
 
-The second command adapts them to a study that they have not seen. A model that is there is not learned again. The time
+The second command adapts them to a study that they have not seen. A model that is there is not learned again: give
+another budget or grid another folder. The time
 is that of the clock: whatever else the machine does takes from it.
 """
 
 import argparse
 import multiprocessing
+import shutil
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -69,6 +71,7 @@ def main() -> None:
             device=chosen.device,
         )  # fmt: skip
         if not (out / "done").exists():
+            shutil.rmtree(out, ignore_errors=True)  # what was begun and not ended
             jobs.append((out, group, settings, chosen.grid))
     with multiprocessing.get_context("spawn").Pool(chosen.jobs, maxtasksperchild=1) as pool:
         pool.starmap(learn, jobs, chunksize=1)

@@ -55,7 +55,10 @@ class Warped(Joint):
     """`warp` and `warp+versemi`: the masks of `separate`, each with the real image under the same operations."""
 
     def step(self, step: int, stage: Stage) -> dict[str, float]:
-        return super().step(step, replace(stage, level1=False, level3=False, train=None, validation=[]))
+        everyone: list[list[int] | None] = [None] * len(stage.others)
+        return super().step(
+            step, replace(stage, level1=False, level3=False, train=None, validation=[], others=everyone)
+        )
 
     def _synthetic_pairs(self, s: Synthesis, step: int, stage: Stage) -> tuple[torch.Tensor, ...]:
         rng, strength = stream(self.seed, "synthetic", step), s.meta.plain_strength()
@@ -69,7 +72,7 @@ class Warped(Joint):
 def go(run: Run, device: str, jobs: int, pages: Path | None) -> dict[str, Any]:
     """Train and test. → the row, times in seconds of the processor where that trains."""
     torch.set_num_threads(1)
-    target, studies = find_device(device), run.studies()
+    target, studies, made_with = find_device(device), run.studies(), code()
     now = time.process_time if target.is_cpu else time.monotonic
     times = [now()]
     state = prepared(run, studies, target)
@@ -80,7 +83,7 @@ def go(run: Run, device: str, jobs: int, pages: Path | None) -> dict[str, Any]:
     models = [Predictor(part.model, part.joint.plan, one.labels, target) for part, one in _with(state.parts, studies)]
     scores = [score(by_model(model), one) for model, one in _with(models, studies)]
     times.append(now())
-    if pages is not None:
+    if pages is not None and run.arm == "genseg" and run.seed == 0:
         page.keep(state, pages, f"{run.set}-{run.generator}")
     other = run.other_source()
     row = dict(zip(KEY, run.key(), strict=True))
@@ -92,7 +95,7 @@ def go(run: Run, device: str, jobs: int, pages: Path | None) -> dict[str, Any]:
         "other_dice": "" if other is None else f"{score(by_model(models[0]), other)['dice']:.4f}",
         "steps": state.counters.step, "prepare_s": f"{prepare_s:.1f}", "train_s": f"{train_s:.1f}",
         "predict_s": f"{predict_s / tested:.3f}", "memory_mb": memory,
-        "device": target.name, "jobs": jobs, "code": code(),
+        "device": target.name, "jobs": jobs, "code": made_with,
     }  # fmt: skip
 
 
@@ -112,9 +115,13 @@ def prepared(run: Run, studies: list[Study], target: Device) -> RunState:
     """Scans in memory, on the plan that a processor gets, with the run's start and the arm's changes."""
     settings, log = run.settings(), EventLog()
     start = StartingModel.load(Path(run.start)) if run.start else None
+    if start is not None and (known := {one["name"] for one in start.trained_on} & {one.name for one in studies}):
+        raise ValueError(f"{run.start} was learned from {', '.join(known)}, and that is what it would be tested on.")
 
     def shape(plan: Plan) -> Plan:
         plan = GRIDS[run.grid](plan)
+        if start is not None and start.plan.filters != plan.filters:
+            raise ValueError(f"{run.start} is not of the grid '{run.grid}': {start.plan.filters}, not {plan.filters}.")
         return plan if start is None else start.shape(plan)
 
     ready = load(studies, None, settings, find_device("cpu"), [log] * len(studies), shape)
@@ -146,7 +153,10 @@ def on_device(cases: Sequence[WorkingCase], device: Device) -> list[WorkingCase]
 
 
 def train(state: RunState, warps: bool, clock: Clock) -> None:
-    """As the command line does it. Where there are only warped scans there is no generator to pretrain."""
+    """As the command line does it, but for recovery: what diverges has no row.
+
+    Where there are only warped scans there is no generator to pretrain.
+    """
     counters = state.counters
     while state.settings.generates and clock.pretrain_progress(counters.pretrain_step) < 1:
         if warps and shapes_due(state, clock) is None:
