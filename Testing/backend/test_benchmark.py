@@ -25,8 +25,8 @@ from runs import FIELDS, Run, read_rows  # noqa: E402
 from training import ProcessorClock, prepared  # noqa: E402
 
 
-def state_of(arm: str, **more):
-    run = Run("hippocampus-2", arm, 0, "4", "light", **more)
+def state_of(arm: str, set_: str = "hippocampus-2"):
+    run = Run(set_, arm, 0, "4", "light")
     return prepared(run, run.studies(), find_device("cpu"))
 
 
@@ -42,16 +42,30 @@ def test_without_augmentation_a_patch_is_the_scan(data):
         assert torch.allclose(patch[0][tuple(seen)], scan[0][tuple(seen)], atol=1e-2)
 
 
-def test_a_warped_pairs_image_is_the_scan_at_the_very_places_of_its_mask(data):
-    joint = state_of("warp").joint
-    for case in joint.sampler.cases:  # images that show nothing but the mask: both must go the same way
+def only_their_masks(joint) -> None:
+    """Images that show nothing but their masks, whose intensities stay: both must go the same way."""
+    for case in joint.sampler.cases:
         case.image.copy_((case.label < joint.plan.classes) * case.label.float())
-    joint.synthesis.sources.shapes.find()
     strength = REFERENCE | dict.fromkeys(("brightness", "contrast", "gamma", "noise", "blur", "low_resolution"), 0.0)
     joint.synthesis.meta.plain_strength = lambda: strength
+
+
+def test_a_warped_pairs_image_is_the_scan_at_the_very_places_of_its_mask(data):
+    joint = state_of("warp").joint
+    only_their_masks(joint)
+    joint.synthesis.sources.shapes.find()
     image, label, _ = joint._synthetic_pairs(joint.synthesis, 3, Stage(synthetic=True))
     assert (label > 0).any()
     assert ((image[:, 0] - label).abs() > 0.51).float().mean() < 0.01  # linear and nearest differ at edges only
+
+
+def test_a_warped_photograph_shows_the_structures_that_were_implanted_into_its_mask(data):
+    joint = state_of("warp", "kvasir-5").joint
+    only_their_masks(joint)
+    assert joint.synthesis.sources.implants
+    for step in range(4):
+        image, label, _ = joint._synthetic_pairs(joint.synthesis, step, Stage(synthetic=True))
+        assert ((image[:, 0] > 0.5) != (label > 0)).float().mean() < 0.03  # implants have soft edges
 
 
 def test_seconds_of_waiting_take_nothing_from_the_budget():
