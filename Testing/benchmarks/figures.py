@@ -97,7 +97,7 @@ def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 
 def differences(scores: Scores) -> str:
-    """Points of Dice between two arms with the same scans: mean (standard error) for each set and over all pairs.
+    """Points of Dice between two arms with the same scans: mean (standard error) for each set and over all studies.
 
     All, and p of a t-test, are over studies, so that one with many seeds or several numbers of labels counts no more.
     """
@@ -130,12 +130,12 @@ def mean_and_error(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):+.1f}{error}".replace("-", "−")
 
 
-def place(page: Path, name: str) -> tuple[str, str, str]:
-    """The page's text before, between and behind `<!-- matrix NAME -->` and the next `<!-- end -->`."""
-    found = re.fullmatch(f"(.*<!-- matrix {name} -->)(.*?)(<!-- end -->.*)", page.read_text(encoding="utf-8"), re.S)
+def place(page: Path, name: str) -> tuple[str, str]:
+    """The page's text up to `<!-- matrix NAME -->` and from the next `<!-- end -->` on, both marks included."""
+    found = re.fullmatch(f"(.*<!-- matrix {name} -->).*?(<!-- end -->.*)", page.read_text(encoding="utf-8"), re.S)
     if found is None:
         raise ValueError(f"{page} has no lines '<!-- matrix {name} -->' and '<!-- end -->' to write between.")
-    return found[1], found[2], found[3]
+    return found[1], found[2]
 
 
 def write(rows: Sequence[Row], page: Path, name: str) -> None:
@@ -151,7 +151,7 @@ def write(rows: Sequence[Row], page: Path, name: str) -> None:
             file = folder / f"{name}-{length}-{plot.__name__.removeprefix('plot_')}.svg"
             if caption := plot(mine, file):
                 made.append(f"![{caption}](figures/{file.name})")
-    before, _, behind = place(page, name)
+    before, behind = place(page, name)
     page.write_text("\n\n".join([before, *made, behind]), encoding="utf-8")
 
 

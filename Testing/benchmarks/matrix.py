@@ -6,7 +6,7 @@
 
 A training has a process of its own with one thread, so that its memory and its time are its own. What has a row is not
 run again: a matrix can be stopped at any time and gone on with. The same seed draws the same scans for all arms.
-With --tune the scans of `training` that were not drawn are tested on instead of the test scans: to choose by.
+With --tune the last scans of `training` are held back and tested on instead of the test scans: to choose by.
 """
 
 import argparse

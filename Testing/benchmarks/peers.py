@@ -42,7 +42,7 @@ from monai.inferers import sliding_window_inference
 from monai.losses import DiceLoss
 from monai.networks.nets import UNet
 from runs import KEY, Run, code
-from training import METRICS, ProcessorClock, peak_mb, score
+from training import METRICS, ProcessorClock, mean_text, peak_mb, score
 
 from genseg.cases import Case, Study
 from genseg.device import Device, find_device
@@ -85,16 +85,12 @@ def go(run: Run, jobs: int, device: str = "cpu") -> dict[str, Any]:
         other_dice = None if other is None else score(peer.segment, other)["dice"]
     prepare_s, train_s, predict_s = (after - before for before, after in pairwise(times))
     row = dict(zip(KEY, run.key(), strict=True))
-    row |= {name: _text(scores[metric], digits) for name, metric, digits in METRICS}
+    row |= {name: mean_text([scores[metric]], digits) for name, metric, digits in METRICS}
     return row | {
-        "dices": row["dice"], "other_dice": _text(other_dice, 4), "steps": steps,
+        "dices": row["dice"], "other_dice": mean_text([other_dice], 4), "steps": steps,
         "prepare_s": f"{prepare_s:.1f}", "train_s": f"{train_s:.1f}", "predict_s": f"{predict_s / len(study.test):.3f}",
         "memory_mb": memory, "device": target.name, "jobs": jobs, "code": f"{code()} {peer.code}",
     }  # fmt: skip
-
-
-def _text(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _processor_seconds() -> float:

@@ -80,14 +80,14 @@ def go(run: Run, device: str, jobs: int, pages: Path | None) -> dict[str, Any]:
     train(state, run.warps, (ProcessorClock if target.is_cpu else Clock)(state.settings))
     times.append(now())
     memory = peak_mb(target)
-    models = [Predictor(part.model, part.joint.plan, one.labels, target) for part, one in _with(state.parts, studies)]
-    scores = [score(by_model(model), one) for model, one in _with(models, studies)]
+    models = [Predictor(p.model, p.joint.plan, p.prepared.study.labels, target) for p in state.parts]
+    scores = [score(by_model(model), one) for model, one in zip(models, studies, strict=True)]
     times.append(now())
     if pages is not None and run.arm == "genseg" and run.seed == 0:
         page.keep(state, pages, f"{run.set}-{run.generator}")
     other = run.other_source()
     row = dict(zip(KEY, run.key(), strict=True))
-    row |= {name: _mean([one[metric] for one in scores], digits) for name, metric, digits in METRICS}
+    row |= {name: mean_text([one[metric] for one in scores], digits) for name, metric, digits in METRICS}
     prepare_s, train_s, predict_s = (after - before for before, after in pairwise(times))
     tested = sum(len(one.test) for one in studies)
     return row | {
@@ -102,11 +102,8 @@ def go(run: Run, device: str, jobs: int, pages: Path | None) -> dict[str, Any]:
 METRICS = (("dice", "dice", 4), ("hd95", "hd95_mm", 2), ("nsd", "nsd", 4))
 
 
-def _with(first: Sequence[Any], second: Sequence[Any]) -> list[tuple[Any, Any]]:
-    return list(zip(first, second, strict=True))
-
-
-def _mean(values: list[float | None], digits: int) -> str:
+def mean_text(values: list[float | None], digits: int) -> str:
+    """The mean of what is known, as it stands in a row."""
     known = [value for value in values if value is not None]
     return f"{sum(known) / len(known):.{digits}f}" if known else ""
 
