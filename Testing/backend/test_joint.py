@@ -8,18 +8,17 @@ from unittest.mock import patch
 import pytest
 import torch
 from method_rig import advance, built, next_level3, prepared, processor, searching
-from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from genseg.methods import joint as joint_module
 from genseg.methods.joint import GATE, META_EVERY, READ_BACK_WEIGHT, Joint, Stage
-from genseg.methods.losses import deep_segmentation_loss, dice_agreement, one_hot, segmentation_loss
+from genseg.methods.losses import dice_agreement, one_hot, segmentation_loss
 from genseg.methods.synthesis import label_of, meta_plan, soft_label_of, synthesise
 from genseg.networks import build_discriminator
 from genseg.networks.generators import style_of
 from genseg.preprocess import WorkingCase
 from genseg.randomness import stream
-from genseg.schedule import FOLDS, LEVEL3_UNTIL, SYNTHETIC_FROM, Clock, learning_rate, stage_at
+from genseg.schedule import BALANCE, FOLDS, LEVEL3_UNTIL, SYNTHETIC_FROM, Clock, learning_rate, stage_at
 from genseg.settings import Settings
 from genseg.state import RunState
 from genseg.train import pretrain_step, train_step
@@ -234,12 +233,19 @@ def test_nothing_is_held_out_before_the_search_and_after_it(labelled):
     first = next(i for i, s in enumerate(stages) if s.synthetic)
     last = max(i for i, s in enumerate(stages) if s.level3)
     assert first == pytest.approx(SYNTHETIC_FROM * 1000, abs=1) and last == pytest.approx(LEVEL3_UNTIL * 1000, abs=1)
-    assert all(s == Stage() for s in stages[:first])
+    assert all(s == Stage(balance=BALANCE) for s in stages[:first])
     assert all(s == Stage(synthetic=True) for s in stages[last + 1 :])
 
 
+@pytest.mark.parametrize("method", ["supervised", "genseg"])
+def test_classes_are_balanced_in_the_first_fifth_only(method):
+    settings = Settings(dataset=Path("d"), out=Path("o"), method=method)
+    shares = [stage_at(i / 100, 200, ["a", "b"], settings).balance for i in range(100)]
+    assert shares == [BALANCE] * 20 + [0.0] * 80
+
+
 def test_supervised_knows_no_stage_and_a_weight_of_0_searches_nothing():
-    assert all(s == Stage() for s in stages_of(5, "supervised"))
+    assert all(s == Stage(balance=s.balance) for s in stages_of(5, "supervised"))
     assert not any(s.level3 or s.validation or s.train for s in stages_of(5, synthetic_weight=0.0))
 
 
@@ -352,56 +358,6 @@ def test_the_smaller_patch_of_level3_suits_generator_discriminator_and_segmenter
     assert all(side % 2 ** (len(plan.filters) - 1) == 0 for side in smaller.patch)
     scores = build_discriminator(plan, 6)(torch.zeros(1, plan.channels + 6, *smaller.patch))[-1]
     assert bool(torch.isfinite(scores).all()) and scores.numel() >= 1
-
-
-def random_logits_and_target(dims: int, classes: int, softness: float) -> tuple[Tensor, Tensor]:
-    torch.manual_seed(3)
-    target = torch.randint(classes, (3, *[10] * dims))
-    return torch.randn(3, classes, *[10] * dims) * softness, target
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("classes", [2, 4])
-def test_the_segmentation_loss_equals_monais_dice_and_cross_entropy(dims, classes):
-    """Same smoothing in numerator and denominator, no background in Dice, each sample and structure alone."""
-    logits, target = random_logits_and_target(dims, classes, 2.0)
-    loss = DiceCELoss(
-        softmax=True, to_onehot_y=True, include_background=False, smooth_nr=1e-5, smooth_dr=1e-5, reduction="mean"
-    )
-    ours = segmentation_loss(logits, target)
-    assert ours.shape == (3,)
-    assert float(ours.mean()) == pytest.approx(float(loss(logits, target[:, None])), rel=1e-5)
-    alone = [float(loss(logits[i : i + 1], target[i : i + 1, None])) for i in range(3)]
-    assert ours.tolist() == pytest.approx(alone, rel=1e-5)
-
-
-def test_hard_targets_and_their_one_hot_shares_give_the_same_loss():
-    logits, target = random_logits_and_target(2, 3, 1.0)
-    assert torch.allclose(segmentation_loss(logits, target), segmentation_loss(logits, one_hot(target, 3)))
-
-
-def test_a_structure_absent_from_target_and_prediction_costs_nothing():
-    target = torch.zeros(1, 8, 8, dtype=torch.int64)
-    sure = torch.zeros(1, 2, 8, 8)
-    sure[:, 0] = 40.0
-    assert float(segmentation_loss(sure, target)) == pytest.approx(0, abs=1e-4)
-
-
-def test_deep_supervision_weighs_each_coarser_head_half():
-    logits, target = random_logits_and_target(2, 3, 1.0)
-    heads = torch.stack([logits, logits * 0.5, -logits], 1)
-    parts = [segmentation_loss(h, target) for h in heads.unbind(1)]
-    expected = (parts[0] + parts[1] / 2 + parts[2] / 4) / 1.75
-    assert torch.allclose(deep_segmentation_loss(heads, target), expected)
-    assert torch.allclose(deep_segmentation_loss(logits, target), parts[0])
-
-
-def test_agreement_is_the_dice_of_the_hard_prediction():
-    target = torch.zeros(3, 4, 4, dtype=torch.int64)
-    target[0, :2], target[1, :2] = 1, 1
-    predicted = torch.zeros_like(target)
-    predicted[0, :2], predicted[1, 1:3] = 1, 1
-    assert dice_agreement(one_hot(predicted, 2), target).tolist() == pytest.approx([1.0, 0.5, 1.0])
 
 
 def test_background_levels_of_a_layout_are_background_of_the_label(data):

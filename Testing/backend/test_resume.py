@@ -71,7 +71,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights_bit_for_bit(stage, tiny, whol
     assert differences(whole.last, out.last) == []
     assert differences(whole.best, out.best) == []
     assert {name.split("/")[0] for name in tensors(out.last)} == {
-        "agreement", "shapes", "segmenter", "average", "generator", "discriminator", "meta", "optimiser"
+        "agreement", "found", "shapes", "segmenter", "average", "generator", "discriminator", "meta", "optimiser"
     }  # fmt: skip
     assert [e.resumed for e in map(parse_event, out.events.read_text().splitlines()) if e.event == "started"] == [
         False, True

@@ -21,6 +21,7 @@ from genseg.synthesize import write_pairs
 
 PAIRS = 4  # written at a check
 FIRST_LOOK = 0.02  # of the budget that predictions in the middle of a run may take
+FOUND = 0.01  # running Dice on the labelled scans below which a structure counts as not found
 FIRST_LOOK_SECONDS = 10.0  # the same where the run is limited by iterations
 
 
@@ -80,6 +81,7 @@ def _show(run: RunFolder, output: Output) -> int:
     _predict(output, run.stop.exists, tta=True)
     if run.stop.exists():
         return EXIT_STOPPED
+    _name_the_unfound(output)
     _evaluate(output)
     return EXIT_OK
 
@@ -107,6 +109,19 @@ def _write_pairs(output: Output) -> None:
     state, counters = output.state, output.state.counters
     seed, first = state.settings.seed * 1000 + counters.checks, (counters.checks - 1) * PAIRS
     write_pairs(state, PAIRS, output.folder.synthetic, output.log, seed, first=first, prefix="synthetic/")
+
+
+def _name_the_unfound(output: Output) -> None:
+    """Warn of structures that the segmenter does not find even where it was taught them."""
+    part = output.state.turn
+    structures = zip(part.prepared.study.labels.structures, part.joint.found.tolist(), strict=True)
+    unfound = [structure.name for structure, dice in structures if dice < FOUND]
+    if unfound:
+        output.log.warn(
+            "not_found",
+            f"The model finds no {' and no '.join(unfound)}, not even in the scans that it was trained on.",
+            "Train longer, and see that this structure is drawn alike in all labelled scans.",
+        )
 
 
 def _evaluate(output: Output) -> None:

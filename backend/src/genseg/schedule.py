@@ -9,9 +9,11 @@ from genseg.settings import Settings
 
 PRETRAIN_SHARE = 0.08  # of the time; in iterations: a quarter as many generator steps as segmenter steps
 SHAPES_SHARE = 0.04  # of the time, at most, for registering scans; in iterations: a map for three generator steps
+BALANCED_UNTIL = 0.2  # of the segmenter's training; longer, and what is thin is drawn too thick
+BALANCE = 0.5  # until then: a structure that is not found at first may otherwise never be
+SYNTHETIC_FROM = 0.2  # of the segmenter's training: before that it cannot judge a synthetic pair
 MIX_FROM = 0.2  # the same for learning from scans without labels,
 TEACHES_FROM = 120  # but not before so many steps: a teacher that knows nothing teaches that there is nothing
-SYNTHETIC_FROM = 0.2  # of the segmenter's training: before that it cannot judge a synthetic pair
 LEVEL3_UNTIL = 0.6  # then the learned meta-parameters are frozen and all labels are used
 WINDOW = 32  # steps for which a fold is held out; level 3 comes due twice in them, never at their very beginning
 FOLDS = 5
@@ -84,6 +86,8 @@ def stage_at(progress: float, step: int, patients: list[str], settings: Settings
     `patients` names each labelled scan's patient: all scans of one are held out together. With a
     single patient nothing can be held out: independently changed copies validate.
     """
+    if progress < BALANCED_UNTIL:
+        return Stage(balance=BALANCE)
     if settings.method == "supervised" or progress < SYNTHETIC_FROM:
         return Stage()
     teaching = settings.mixes and progress >= MIX_FROM and step >= TEACHES_FROM

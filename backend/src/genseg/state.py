@@ -142,7 +142,7 @@ class RunState:
         """Everything needed to go on, in one file that is replaced at once, with the counters beside it to read."""
         tensors: dict[str, Tensor] = {}
         for part in self.parts:
-            tensors[f"{part.prefix}agreement"] = part.joint.agreement
+            tensors |= {f"{part.prefix}agreement": part.joint.agreement, f"{part.prefix}found": part.joint.found}
             if (s := part.joint.synthesis) is not None:
                 tensors |= {f"{part.prefix}shapes/{n}": found for n, found in enumerate(s.sources.shapes.maps)}
         for name, module in self.modules().items():
@@ -160,6 +160,7 @@ class RunState:
         tensors, metadata = load_tensors(path)
         for part in self.parts:
             part.joint.agreement.copy_(tensors[f"{part.prefix}agreement"])
+            part.joint.found.copy_(tensors[f"{part.prefix}found"])
             if (s := part.joint.synthesis) is not None:
                 saved, shapes = _part(tensors, f"{part.prefix}shapes/"), s.sources.shapes
                 if len(saved) > len(shapes.maps):  # maps depend on the scans alone: those found since stay
@@ -227,6 +228,7 @@ def build_state(prepared: Sequence[Prepared], settings: Settings) -> RunState:
                 optimiser=optimiser,
                 average=average,
                 agreement=torch.zeros((), device=device.torch),
+                found=torch.zeros(one.plan.classes - 1, device=device.torch),
                 synthesis=_build_synthesis(one, settings) if settings.generates else None,
             ),
             prepared=one,

@@ -22,6 +22,7 @@ from genseg.methods.losses import (
     generator_loss,
     one_hot,
     segmentation_loss,
+    structure_dice,
 )
 from genseg.methods.synthesis import Sources, SyntheticDraw, label_of, soft_label_of, synthesise
 from genseg.methods.versemi import Mixing, Side, fitted, labelled_side, mix_loss, mixed_image, taught_side
@@ -67,6 +68,7 @@ class Synthesis:
 class Stage:
     """What holds at a step: which parts are at work, and which scans are held out for level 3."""
 
+    balance: float = 0.0  # share of the cross-entropy in which every class counts alike, however small
     synthetic: bool = False
     level1: bool = False
     level3: bool = False
@@ -88,6 +90,7 @@ class Joint:
     optimiser: torch.optim.Optimizer
     average: Averaged
     agreement: Tensor  # running Dice of the segmenter on augmented real pairs, 0-dim
+    found: Tensor  # the same of each structure [classes - 1]
     synthesis: Synthesis | None = None
     mixing: Mixing | None = None
     others: list["Joint"] = field(default_factory=list, repr=False)  # of the other studies of this training
@@ -102,7 +105,7 @@ class Joint:
         label, seen = label_of(layout, self.plan.classes), {}
         with self.device.autocast():
             logits = self.segmenter(image)
-        loss = deep_segmentation_loss(logits, label).mean()
+        loss = deep_segmentation_loss(logits, label, stage.balance).mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         seen["loss/real"] = float(loss.detach())
@@ -345,7 +348,10 @@ class Joint:
         return logits[:, 0] if logits.ndim > image.ndim else logits
 
     def _follow_agreement(self, logits: Tensor, label: Tensor) -> None:
-        self.agreement.lerp_(dice_agreement(_finest(logits, label), label).mean(), 0.05)
+        finest = _finest(logits, label)
+        self.agreement.lerp_(dice_agreement(finest, label).mean(), 0.05)
+        dice = structure_dice(finest, label)
+        self.found.lerp_(torch.where(dice.isnan(), self.found, dice), 0.05)
 
 
 def _finest(logits: Tensor, label: Tensor) -> Tensor:

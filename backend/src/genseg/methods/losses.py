@@ -7,38 +7,38 @@ from torch import Tensor
 SMOOTH = 1e-5
 
 
-def segmentation_loss(logits: Tensor, target: Tensor, where: Tensor | None = None) -> Tensor:
+def segmentation_loss(logits: Tensor, target: Tensor, where: Tensor | None = None, balance: float = 0.0) -> Tensor:
     """Soft Dice + cross-entropy, one number a sample [n], so that single samples can be weighed or left out.
 
     logits: [n, K, *patch]. target: int64 indices [n, *patch] or shares [n, K, *patch].
-    Dice is taken over the structures, not the background, each sample for itself. `where`: weight of each voxel
-    [n, *patch]; one that counts nothing is as if it lay outside the patch, and of one weight for all it is a factor.
+    Dice is taken over the structures, not the background, each sample for itself. Of the cross-entropy the share
+    `balance` is the mean over the classes that are there of the means over their voxels, the rest the mean over voxels.
+    `where`: weight of each voxel [n, *patch]; one that counts nothing is as if it lay outside the patch, and of one
+    weight for all it is a factor.
     """
     logits = logits.float()
-    soft = target if target.ndim == logits.ndim else one_hot(target, logits.shape[1])
-    log_p = F.log_softmax(logits, 1)
-    cross_entropy = -(soft * log_p).sum(1).flatten(1)
-    p, t = log_p.exp()[:, 1:].flatten(2), soft[:, 1:].flatten(2)
-    both, either = p * t, p + t
-    if where is None:
-        cross_entropy = cross_entropy.mean(1)
-    else:
-        weight = where.flatten(1)
-        counted = (weight > 0).sum(1).clamp_min(1)
-        cross_entropy = (cross_entropy * weight).sum(1) / counted
-        both, either = both * weight[:, None], either * weight[:, None]
-    dice = (2 * both.sum(-1) + SMOOTH) / (either.sum(-1) + SMOOTH)
-    lacking = (1 - dice).mean(1)
-    return cross_entropy + (lacking if where is None else lacking * weight.sum(1) / counted)
+    soft = (target if target.ndim == logits.ndim else one_hot(target, logits.shape[1])).flatten(2)
+    log_p = F.log_softmax(logits, 1).flatten(2)
+    weight = torch.ones_like(soft[:, :1]) if where is None else where.flatten(1)[:, None]
+    seen = (weight > 0).float()
+    lost, voxels = -(weight * soft * log_p).sum(-1), (seen * soft).sum(-1)  # [n, K]
+    counted = voxels.sum(1).clamp_min(1)
+    cross_entropy = lost.sum(1) / counted
+    if balance:
+        of_classes = (lost / voxels.clamp_min(1)).sum(1) / (voxels > 0).sum(1).clamp_min(1)
+        cross_entropy = torch.lerp(cross_entropy, of_classes, balance)
+    p, t = weight * log_p[:, 1:].exp(), weight * soft[:, 1:]
+    dice = (2 * (p * soft[:, 1:]).sum(-1) + SMOOTH) / ((p + t).sum(-1) + SMOOTH)
+    return cross_entropy + (1 - dice).mean(1) * weight.sum((1, 2)) / counted
 
 
-def deep_segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
+def deep_segmentation_loss(logits: Tensor, target: Tensor, balance: float = 0.0) -> Tensor:
     """The same for the stacked heads [n, heads, K, *patch] of deep supervision, each coarser head half the weight."""
     if logits.ndim == target.ndim + 1 and target.dtype == torch.int64:
-        return segmentation_loss(logits, target)
+        return segmentation_loss(logits, target, balance=balance)
     heads = logits.unbind(1)
     weights = [0.5**i for i in range(len(heads))]
-    losses = [w * segmentation_loss(h, target) for w, h in zip(weights, heads, strict=True)]
+    losses = [w * segmentation_loss(h, target, balance=balance) for w, h in zip(weights, heads, strict=True)]
     return torch.stack(losses).sum(0) / sum(weights)
 
 
@@ -53,6 +53,16 @@ def dice_agreement(logits: Tensor, target: Tensor) -> Tensor:
     hit = ((predicted == target) & (target > 0)).flatten(1).sum(1).float()
     total = (predicted > 0).flatten(1).sum(1) + (target > 0).flatten(1).sum(1)
     return torch.where(total > 0, 2 * hit / total.clamp_min(1), torch.ones_like(hit))
+
+
+def structure_dice(logits: Tensor, target: Tensor) -> Tensor:
+    """[K - 1] Dice of each structure over the whole batch, hard prediction and int64 target; NaN where it is absent."""
+    predicted, wanted = (
+        one_hot(x, logits.shape[1])[:, 1:].transpose(0, 1).flatten(1) for x in (logits.argmax(1), target)
+    )
+    sizes = wanted.sum(1)
+    dice = 2 * (predicted * wanted).sum(1) / (predicted.sum(1) + sizes).clamp_min(1)
+    return torch.where(sizes > 0, dice, torch.nan)
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
