@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
+import torch
 from tiny_run import (
     ENVIRONMENT,
     before_step,
@@ -27,6 +28,7 @@ from genseg.cli import app
 from genseg.errors import EXIT_OK, EXIT_STOPPED, Fault, InputFaults, RunFailed
 from genseg.evaluate import evaluate_run
 from genseg.inference import Predictor
+from genseg.methods import joint
 from genseg.prepare import prepare
 from genseg.runfolder import RunFolder, read_json
 from genseg.settings import Settings
@@ -159,8 +161,13 @@ def test_synthesize_writes_new_pairs_and_tells_their_number(finished, tmp_path):
 
 
 @slow
-def test_a_run_without_generator_synthesizes_nothing_and_says_why(tiny, tmp_path):
+def test_a_run_without_generator_synthesizes_nothing_and_names_the_structure_it_did_not_find(
+    tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(joint, "structure_dice", lambda logits, target: torch.tensor([1.0, 0.0]))
     outcome = run_train(tiny, tmp_path / "run", iterations=2, method="supervised")
+    [said] = [event.message for event in outcome.named("warning") if event.code == "not_found"]
+    assert "no hippocampus posterior," in said and "anterior" not in said
     assert not outcome.run.synthetic.exists()
     with pytest.raises(RunFailed, match="no generator"):
         synthesize(outcome.run.path, 1, tmp_path / "pairs", "cpu", 0, events.EventLog())
