@@ -128,5 +128,5 @@ def widen(joint: Joint) -> Joint:
     styles, shapes = s.sources.styles, s.sources.shapes
     styles.styles, styles.spread = styles.styles.double(), styles.spread.double()
     shapes.maps = [found.double() for found in shapes.maps]
-    joint.agreement = joint.agreement.double()
+    joint.agreement, joint.found = joint.agreement.double(), joint.found.double()
     return joint
