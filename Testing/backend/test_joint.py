@@ -20,7 +20,7 @@ from genseg.preprocess import WorkingCase
 from genseg.randomness import stream
 from genseg.schedule import BALANCE, FOLDS, LEVEL3_UNTIL, SYNTHETIC_FROM, Clock, learning_rate, stage_at
 from genseg.settings import Settings
-from genseg.state import RunState
+from genseg.state import RunState, load_tensors, save_tensors
 from genseg.train import pretrain_step, train_step
 
 
@@ -242,6 +242,22 @@ def test_classes_are_balanced_in_the_first_fifth_only(method):
     settings = Settings(dataset=Path("d"), out=Path("o"), method=method)
     shares = [stage_at(i / 100, 200, ["a", "b"], settings).balance for i in range(100)]
     assert shares == [BALANCE] * 20 + [0.0] * 80
+
+
+def test_a_step_learns_by_the_balanced_loss_while_the_stage_says_so(data):
+    ready = prepared(data, "hippocampus")
+    plain, balanced = (built(ready, "supervised").joint.step(0, Stage(balance=b))["loss/real"] for b in (0.0, BALANCE))
+    assert balanced > 1.2 * plain > 0, "at first structures are rarer in the prediction than in a mean over classes"
+
+
+def test_a_checkpoint_of_an_older_run_that_did_not_follow_single_structures_can_be_loaded(data, tmp_path):
+    state = built(prepared(data, "hippocampus"), "supervised")
+    state.save(tmp_path / "last.safetensors")
+    tensors, metadata = load_tensors(tmp_path / "last.safetensors")
+    del tensors["found"]
+    save_tensors(tmp_path / "old.safetensors", tensors, metadata)
+    state.load(tmp_path / "old.safetensors")
+    assert state.joint.found.tolist() == [1.0, 1.0], "nothing is said of what was not followed"
 
 
 def test_supervised_knows_no_stage_and_a_weight_of_0_searches_nothing():

@@ -23,7 +23,7 @@ from tiny_run import (
 )
 from typer.testing import CliRunner
 
-from genseg import events, profiling
+from genseg import events, finish, profiling
 from genseg.cli import app
 from genseg.errors import EXIT_OK, EXIT_STOPPED, Fault, InputFaults, RunFailed
 from genseg.evaluate import evaluate_run
@@ -164,10 +164,13 @@ def test_synthesize_writes_new_pairs_and_tells_their_number(finished, tmp_path):
 def test_a_run_without_generator_synthesizes_nothing_and_names_the_structure_it_did_not_find(
     tiny, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(joint, "structure_dice", lambda logits, target: torch.tensor([1.0, 0.0]))
+    """Whether it is found is a running mean, so that two steps move it a tenth of the way."""
+    monkeypatch.setattr(joint, "structure_dice", lambda logits, target: torch.tensor([torch.nan, 0.0]))
+    monkeypatch.setattr(finish, "FOUND", 0.95)
     outcome = run_train(tiny, tmp_path / "run", iterations=2, method="supervised")
     [said] = [event.message for event in outcome.named("warning") if event.code == "not_found"]
     assert "no hippocampus posterior," in said and "anterior" not in said
+    assert is_finite(outcome.run.last), "a structure that no patch shows is left as it was"
     assert not outcome.run.synthetic.exists()
     with pytest.raises(RunFailed, match="no generator"):
         synthesize(outcome.run.path, 1, tmp_path / "pairs", "cpu", 0, events.EventLog())

@@ -21,7 +21,7 @@ from genseg.synthesize import write_pairs
 
 PAIRS = 4  # written at a check
 FIRST_LOOK = 0.02  # of the budget that predictions in the middle of a run may take
-FOUND = 0.01  # running Dice on the labelled scans below which a structure counts as not found
+FOUND = 0.01  # running Dice on patches of the labelled scans below which a structure counts as not found
 FIRST_LOOK_SECONDS = 10.0  # the same where the run is limited by iterations
 
 
@@ -120,7 +120,7 @@ def _name_the_unfound(output: Output) -> None:
         output.log.warn(
             "not_found",
             f"The model finds no {' and no '.join(unfound)}, not even in the scans that it was trained on.",
-            "Train longer, and see that this structure is drawn alike in all labelled scans.",
+            "Train longer, and see that it is drawn alike in all labelled scans.",
         )
 
 

@@ -86,15 +86,14 @@ def stage_at(progress: float, step: int, patients: list[str], settings: Settings
     `patients` names each labelled scan's patient: all scans of one are held out together. With a
     single patient nothing can be held out: independently changed copies validate.
     """
-    if progress < BALANCED_UNTIL:
-        return Stage(balance=BALANCE)
+    plain = Stage(balance=BALANCE if progress < BALANCED_UNTIL else 0.0)
     if settings.method == "supervised" or progress < SYNTHETIC_FROM:
-        return Stage()
+        return plain
     teaching = settings.mixes and progress >= MIX_FROM and step >= TEACHES_FROM
     consistency = ramp(progress, MIX_FROM) if teaching else None
     if not settings.generates:
-        return Stage(consistency=consistency)
-    common = Stage(synthetic=True, level1=progress < LEVEL3_UNTIL, consistency=consistency)
+        return replace(plain, consistency=consistency)
+    common = replace(plain, synthetic=True, level1=progress < LEVEL3_UNTIL, consistency=consistency)
     if not common.level1 or not settings.closes_the_loop or settings.synthetic_weight == 0:
         return common
     names = list(dict.fromkeys(patients))

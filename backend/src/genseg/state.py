@@ -160,7 +160,9 @@ class RunState:
         tensors, metadata = load_tensors(path)
         for part in self.parts:
             part.joint.agreement.copy_(tensors[f"{part.prefix}agreement"])
-            part.joint.found.copy_(tensors[f"{part.prefix}found"])
+            part.joint.found.copy_(
+                tensors.get(f"{part.prefix}found", part.joint.found)
+            )  # of an older run: not followed
             if (s := part.joint.synthesis) is not None:
                 saved, shapes = _part(tensors, f"{part.prefix}shapes/"), s.sources.shapes
                 if len(saved) > len(shapes.maps):  # maps depend on the scans alone: those found since stay
@@ -228,7 +230,7 @@ def build_state(prepared: Sequence[Prepared], settings: Settings) -> RunState:
                 optimiser=optimiser,
                 average=average,
                 agreement=torch.zeros((), device=device.torch),
-                found=torch.zeros(one.plan.classes - 1, device=device.torch),
+                found=torch.ones(one.plan.classes - 1, device=device.torch),
                 synthesis=_build_synthesis(one, settings) if settings.generates else None,
             ),
             prepared=one,

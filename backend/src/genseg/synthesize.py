@@ -16,7 +16,7 @@ from genseg.exclusions import Exclusions
 from genseg.imageio import Geometry, write_image, write_label
 from genseg.labels import LabelTable
 from genseg.methods.joint import GATE
-from genseg.methods.losses import dice_agreement, one_hot
+from genseg.methods.losses import dice_agreement, hard, one_hot
 from genseg.methods.synthesis import SyntheticDraw, soft_label_of, synthesise
 from genseg.prepare import prepare_again
 from genseg.preprocess import WorkingCase
@@ -41,7 +41,7 @@ def make_pairs(state: RunState, count: int, seed: int, step: int) -> list[tuple[
         layout = one_hot(draw.layout(joint.sampler, strength), s.layouts)
         with joint.device.autocast():
             image, shown = synthesise(draw, layout, s.generator, None, s.meta, strength)
-            label = soft_label_of(shown, joint.plan.classes).argmax(1)
+            label = hard(soft_label_of(shown, joint.plan.classes))
             agreement = float(dice_agreement(state.turn.model(image), label))
         image = image.float()
         # A mask that was made new has left the warp of the scan it came from.

@@ -20,6 +20,7 @@ from genseg.methods.losses import (
     dice_agreement,
     discriminator_loss,
     generator_loss,
+    hard,
     one_hot,
     segmentation_loss,
     structure_dice,
@@ -90,7 +91,7 @@ class Joint:
     optimiser: torch.optim.Optimizer
     average: Averaged
     agreement: Tensor  # running Dice of the segmenter on augmented real pairs, 0-dim
-    found: Tensor  # the same of each structure [classes - 1]
+    found: Tensor  # the same of each structure [classes - 1]; 1 until it has been seen
     synthesis: Synthesis | None = None
     mixing: Mixing | None = None
     others: list["Joint"] = field(default_factory=list, repr=False)  # of the other studies of this training
@@ -169,7 +170,7 @@ class Joint:
         layout = draw.layout(self.sampler, strength)
         with torch.no_grad(), self.device.autocast():
             image, shown = synthesise(draw, one_hot(layout, s.layouts), s.generator, None, s.meta, strength)
-        return image, soft_label_of(shown, self.plan.classes).argmax(1), draw.wanted.to(image.device)
+        return image, hard(soft_label_of(shown, self.plan.classes)), draw.wanted.to(image.device)
 
     def _readable(self, logits: Tensor, label: Tensor) -> Tensor:
         """[n] 1 where the segmenter agrees with a synthetic pair well enough for it to be learned from, else 0."""
