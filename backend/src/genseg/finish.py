@@ -21,8 +21,8 @@ from genseg.synthesize import write_pairs
 
 PAIRS = 4  # written at a check
 FIRST_LOOK = 0.02  # of the budget that predictions in the middle of a run may take
-FOUND = 0.01  # running Dice on patches of the labelled scans below which a structure counts as not found
 FIRST_LOOK_SECONDS = 10.0  # the same where the run is limited by iterations
+FOUND = 0.01  # running Dice on patches of the labelled scans below which a structure counts as not found
 
 
 def check(run: RunFolder, state: RunState, made: list[Output]) -> None:

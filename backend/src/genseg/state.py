@@ -160,9 +160,8 @@ class RunState:
         tensors, metadata = load_tensors(path)
         for part in self.parts:
             part.joint.agreement.copy_(tensors[f"{part.prefix}agreement"])
-            part.joint.found.copy_(
-                tensors.get(f"{part.prefix}found", part.joint.found)
-            )  # of an older run: not followed
+            if (found := tensors.get(f"{part.prefix}found")) is not None:  # older runs did not follow it
+                part.joint.found.copy_(found)
             if (s := part.joint.synthesis) is not None:
                 saved, shapes = _part(tensors, f"{part.prefix}shapes/"), s.sources.shapes
                 if len(saved) > len(shapes.maps):  # maps depend on the scans alone: those found since stay
