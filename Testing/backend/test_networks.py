@@ -1,5 +1,6 @@
 """The networks: the mixed up-convolution is the sum it stands for, and the generator listens to all it is given."""
 
+import copy
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from method_rig import built, prepared
+from torch import nn
 
 from genseg.methods.level3 import SHARE_RANGE, STRENGTH_RANGE, WEIGHT_RANGE, MetaParameters
 from genseg.methods.losses import one_hot
@@ -51,6 +53,27 @@ def test_the_mixture_is_the_weighted_sum_of_three_convolutions_that_halve(dims, 
     assert {tuple(s.shape[2:]) for s in separate} == {tuple(n // 2 for n in x.shape[2:])}
     expected = sum(w * s for w, s in zip(mixture.softmax(0), separate, strict=True))
     assert torch.allclose(layer(x, mixture), expected + layer.bias.view(-1, *[1] * dims), atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [MixedDownConv, MixedUpConv])
+@pytest.mark.parametrize("planes", [2, 4, 6, 8, 10, 12])
+def test_a_shallow_volume_has_the_gradients_of_exact_arithmetic(kind, planes):
+    """Where the processor's library leaves the volume they are infinite, or the program ends."""
+    torch.manual_seed(0)
+    layer, mixture = kind(3, 32, 16, (4, 6, 8)), torch.tensor([0.3, -1.0, 0.7])
+    side = planes if kind is MixedDownConv else planes // 2
+    for _ in range(10):
+        x = torch.randn(2, 32, side, 6, 6)
+        single, double = ([p.grad for p in differentiated(layer, x, mixture, t)] for t in (torch.float, torch.double))
+        for a, b in zip(single, double, strict=True):
+            assert (a - b).abs().max() <= 1e-4 * b.abs().max()
+
+
+def differentiated(layer: nn.Module, x: torch.Tensor, mixture: torch.Tensor, dtype: torch.dtype) -> list[nn.Parameter]:
+    """The parameters of a copy in that precision, with their gradients of a sum of squares."""
+    layer = copy.deepcopy(layer).to(dtype)
+    layer(x.to(dtype), mixture.to(dtype)).square().sum().backward()
+    return list(layer.parameters())
 
 
 @pytest.mark.parametrize("sizes", SIZES)
