@@ -161,6 +161,16 @@ def test_trainings_of_different_lengths_generators_or_starts_are_never_averaged(
     ]  # fmt: skip
 
 
+def test_seconds_of_two_machines_are_two_lengths_and_steps_are_not():
+    slow, fast = (row("a-1", "supervised", 0, d, device=m) for d, m in ((0.5, "a processor"), (0.7, "a card")))
+    rows = [slow, fast, row("a-1", "genseg", 0, 0.6, device="a processor")]
+    assert len({runs.key_of(one) for one in rows}) == 3
+    assert "| genseg − supervised | +10.0 |" in figures.text(rows) and "−10.0" not in figures.text(rows)
+    assert "**9s, a processor**" in figures.text(rows) and "**9s, a card**" in figures.text(rows)
+    in_steps = [one | {"length": "500"} for one in (slow, fast)]
+    assert len({runs.key_of(one) for one in in_steps}) == 1
+
+
 def test_a_steps_cost_is_told_in_supervised_steps_of_the_same_set():
     rows = [row("a-1", "supervised", 0, 0.5, steps="6"), row("a-1", "genseg", 0, 0.5), row("b-1", "genseg", 0, 0.5)]
     lines = [one.split(" | ") for one in figures.costs(rows).splitlines()[2:]]

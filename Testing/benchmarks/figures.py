@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from runs import ARMS, PEERS, Row
+from runs import ARMS, PEERS, Row, seconds_of
 from scipy.stats import ttest_1samp
 
 from genseg.settings import PARTS
@@ -44,10 +44,18 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def _lengths(rows: Sequence[Row]) -> list[tuple[str, list[Row], str]]:
-    """Each length, its rows, and a heading."""
-    lengths = dict.fromkeys(row["length"] for row in rows)
-    heading = {one: f"**{one}**" if one.endswith("s") else f"**The time of {one} supervised steps**" for one in lengths}
-    return [(one, [row for row in rows if row["length"] == one], heading[one]) for one in lengths]
+    """Each length, seconds of each machine for themselves: a name for files, its rows, and a heading."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["length"], seconds_of(row)), []).append(row)
+    return [
+        (
+            re.sub(r"\W+", "-", f"{length} {of}".strip()),
+            mine,
+            f"**{length}, {of}**" if of else f"**The time of {length} supervised steps**",
+        )
+        for (length, of), mine in found.items()
+    ]
 
 
 def _tables(rows: Sequence[Row]) -> list[str]:

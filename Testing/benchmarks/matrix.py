@@ -20,8 +20,10 @@ from typing import Any
 
 import figures
 import page
-from runs import ARMS, GRIDS, PEERS, Run, add_row, key_of, read_rows
+import torch
+from runs import ARMS, GRIDS, PEERS, Run, add_row, key_of, machine, read_rows
 
+from genseg.device import find_device
 from genseg.settings import GENERATORS, SEGMENTERS
 
 FEWEST = ("hippocampus-1", "acdc-2", "isic2017-5", "kvasir-5", "shenzhen-5", "busi-5", "dsb2018-5", "drive-5")
@@ -106,13 +108,15 @@ def main() -> None:
             setattr(chosen, name, value)
     if chosen.write:
         figures.place(chosen.write, chosen.grid)
-    runs = wanted(chosen)
+    torch.set_num_threads(1)
+    here = machine(find_device(chosen.device))
+    runs = {key_of(run.row() | {"device": here}): run for run in wanted(chosen)}
     done = {key_of(row) for row in read_rows(chosen.rows)}
-    failed = side_by_side([run for run in runs if run.key() not in done], chosen)
-    keys, rows = {run.key() for run in runs}, read_rows(chosen.rows)
+    failed = side_by_side([run for key, run in runs.items() if key not in done], chosen)
+    rows = read_rows(chosen.rows)
     for set_ in chosen.sets if chosen.pages else []:
         page.page(chosen.pages, set_, GENERATORS, chosen.pages / f"{set_}.png")
-    print(figures.text([row for row in rows if key_of(row) in keys]))
+    print(figures.text([row for row in rows if key_of(row) in runs]))
     if chosen.write:
         on_page = [row for row in rows if row["grid"] == chosen.grid and row["tested"] == "test"]
         figures.write(on_page, chosen.write, chosen.grid)

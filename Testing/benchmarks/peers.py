@@ -41,7 +41,7 @@ from monai.data import DataLoader, Dataset, list_data_collate
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceLoss
 from monai.networks.nets import UNet
-from runs import KEY, Run, code
+from runs import Run, code, machine
 from training import METRICS, ProcessorClock, mean_text, peak_mb, score
 
 from genseg.cases import Case, Study
@@ -84,12 +84,11 @@ def go(run: Run, jobs: int, device: str = "cpu") -> dict[str, Any]:
         times.append(now())
         other_dice = None if other is None else score(peer.segment, other)["dice"]
     prepare_s, train_s, predict_s = (after - before for before, after in pairwise(times))
-    row = dict(zip(KEY, run.key(), strict=True))
-    row |= {name: mean_text([scores[metric]], digits) for name, metric, digits in METRICS}
+    row = run.row() | {name: mean_text([scores[metric]], digits) for name, metric, digits in METRICS}
     return row | {
         "dices": row["dice"], "other_dice": mean_text([other_dice], 4), "steps": steps,
         "prepare_s": f"{prepare_s:.1f}", "train_s": f"{train_s:.1f}", "predict_s": f"{predict_s / len(study.test):.3f}",
-        "memory_mb": memory, "device": target.name, "jobs": jobs, "code": f"{code()} {peer.code}",
+        "memory_mb": memory, "device": machine(target), "jobs": jobs, "code": f"{code()} {peer.code}",
     }  # fmt: skip
 
 

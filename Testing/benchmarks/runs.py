@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from genseg.cases import Study, draw
+from genseg.device import Device
 from genseg.plan import Plan
 from genseg.settings import PARTS, Settings
 from genseg.study import read_study
 
+Row = dict[str, str]
 DATA = Path(os.environ.get("GENSEG_DATA") or Path(__file__).parents[3] / "shared" / "data")
 MOST_UNLABELLED = {"hippocampus": 100}  # elsewhere 300
 OTHER_SOURCE = {"drive": "chase_db1"}  # of the same structure, never trained on
@@ -31,12 +33,11 @@ ARMS += (*(arm for arm in METHOD if arm not in ARMS), *PEERS)
 
 @dataclass(frozen=True)
 class Run:
-    """One training; these values are the row's key.
+    """One training; these values are the row's key, with the machine where it is given in seconds.
 
     `set` is study-labelled, several joined by +, as in hippocampus-1+acdc-2; acdc is counted in patients of two scans.
     `start` is a folder of a starting model, or "". `length` is "300s", of one processor core or of the graphics card,
-    or the number of supervised steps in whose time the arm's own steps are made. Seconds of different devices do not
-    belong into one table. `tested` on test or training scans.
+    or the number of supervised steps in whose time the arm's own steps are made. `tested` on test or training scans.
     """
 
     set: str
@@ -49,9 +50,10 @@ class Run:
     start: str = ""
     tested: str = "test"
 
-    def key(self) -> tuple[str, ...]:
-        """As in the row; a starting model is known by the name of its folder, wherever that lies."""
-        return tuple(str(value) for value in astuple(replace(self, start=Path(self.start).name)))
+    def row(self) -> Row:
+        """The row's first part; a starting model is known by the name of its folder, wherever that lies."""
+        values = astuple(replace(self, start=Path(self.start).name))
+        return {name: str(value) for name, value in zip(KEY, values, strict=True)}
 
     @property
     def seconds(self) -> float | None:
@@ -131,7 +133,6 @@ def _by_patient(study: Study, seed: int) -> Study:
 KEY = tuple(field.name for field in fields(Run))
 FIGURES = ("dice", "hd95", "nsd", "dices", "other_dice", "steps", "prepare_s", "train_s", "predict_s", "memory_mb")
 FIELDS = (*KEY, *FIGURES, "device", "jobs", "code")
-Row = dict[str, str]
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -146,8 +147,18 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def key_of(row: Row) -> tuple[str, ...]:
-    """Which training a row is of, as `Run.key`."""
-    return tuple(row[name] for name in KEY)
+    """Which training a row is of."""
+    return *(row[name] for name in KEY), seconds_of(row)
+
+
+def seconds_of(row: Row) -> str:
+    """The machine whose seconds the length counts, or "" where it is in steps."""
+    return row["device"] if row["length"].endswith("s") else ""
+
+
+def machine(device: Device) -> str:
+    """Its name, and the arithmetic: a processor that multiplies bf16 makes about four times as many steps."""
+    return f"{device.name}, {device.precision}"
 
 
 def add_row(path: Path, row: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import page
 import torch
-from runs import GRIDS, KEY, Run, code
+from runs import GRIDS, Run, code, machine
 
 from genseg.augment import UNCHANGED, Strength
 from genseg.cases import Study
@@ -86,8 +86,7 @@ def go(run: Run, device: str, jobs: int, pages: Path | None) -> dict[str, Any]:
     if pages is not None and run.arm == "genseg" and run.seed == 0:
         page.keep(state, pages, f"{run.set}-{run.generator}")
     other = run.other_source()
-    row = dict(zip(KEY, run.key(), strict=True))
-    row |= {name: mean_text([one[metric] for one in scores], digits) for name, metric, digits in METRICS}
+    row = run.row() | {name: mean_text([one[metric] for one in scores], digits) for name, metric, digits in METRICS}
     prepare_s, train_s, predict_s = (after - before for before, after in pairwise(times))
     tested = sum(len(one.test) for one in studies)
     return row | {
@@ -95,7 +94,7 @@ def go(run: Run, device: str, jobs: int, pages: Path | None) -> dict[str, Any]:
         "other_dice": "" if other is None else f"{score(by_model(models[0]), other)['dice']:.4f}",
         "steps": state.counters.step, "prepare_s": f"{prepare_s:.1f}", "train_s": f"{train_s:.1f}",
         "predict_s": f"{predict_s / tested:.3f}", "memory_mb": memory,
-        "device": target.name, "jobs": jobs, "code": made_with,
+        "device": machine(target), "jobs": jobs, "code": made_with,
     }  # fmt: skip
 
 
