@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.func import functional_call, jvp
 
 from genseg.events import EventLog
+from genseg.labels import LabelTable
 from genseg.networks.prompted import RARE, WIDTH, PromptedSegmenter, prompted_dynunet
-from genseg.startingmodel import StartingModel
+from genseg.startingmodel import StartingModel, _plain, channels_of
 
 
 def network(dims: int, tasks: list[int], dynamic: bool = True, deep: bool = False) -> PromptedSegmenter:
@@ -134,7 +135,7 @@ def test_a_plain_model_is_a_start_for_a_prompted_one(data, tmp_path, monkeypatch
     plain = built(ready, "supervised").joint.segmenter
 
     class Source:
-        network, plan = plain, ready.plan
+        network, plan, table = plain, ready.plan, ready.study.labels
 
     monkeypatch.setattr("genseg.startingmodel.Predictor.load", lambda *given: Source())
     state = built(ready, "versemi", seed=5)
@@ -144,3 +145,21 @@ def test_a_plain_model_is_a_start_for_a_prompted_one(data, tmp_path, monkeypatch
     taken = [name for name in mine if name.startswith("backbone.")]
     assert taken and all(torch.equal(mine[name], theirs[name.removeprefix("backbone.")]) for name in taken)
     assert [event.code for event in heard] == ["init_partly"]
+
+
+@pytest.mark.parametrize("method", ["supervised", "versemi"])
+def test_a_structure_begins_with_what_was_learned_of_the_one_of_its_name(data, method):
+    ready = prepared(data, "acdc", 2)
+    giver, taker = built(ready, method).joint, built(ready, method, seed=5).joint
+    table = ready.study.labels
+    other = LabelTable.from_names({1: table.labels[3].name.upper(), 2: "tumour", 3: table.labels[1].name})
+    weights = {_plain(name): p for name, p in giver.segmenter.state_dict().items()}
+    start = StartingModel(Path("m"), giver.plan, weights, False, [], channels_of(giver.plan, table))
+    name, first = ("head.of_prompt", 0) if method == "versemi" else ("output_block.conv.conv.weight", 1)
+    before = dict(taker.segmenter.named_parameters())[name].detach().clone()
+    anew = start.copy_to(taker.segmenter, taker.plan.channels, channels_of(taker.plan, other))
+    after, known = dict(taker.segmenter.named_parameters())[name], weights[name]
+    assert torch.equal(after[first], known[first + 2]) and torch.equal(after[first + 2], known[first])
+    assert torch.equal(after[first + 1], before[first + 1]), "nothing is known of a tumour"
+    whole = 3 if method == "versemi" else 0  # any foreground, the background
+    assert torch.equal(after[whole], known[whole]) and any(p is after for p in anew)

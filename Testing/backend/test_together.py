@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from tiny_run import tiny_study
+from tiny_run import run_train, tiny_study
 
 from genseg.cases import Case, Study
 from genseg.check import StudyFacts
@@ -20,6 +20,7 @@ from genseg.events import EventLog
 from genseg.imageio import read_label, read_scan
 from genseg.labels import LabelTable
 from genseg.prepare import load
+from genseg.preprocess import WorkingCase, colours_of, to_working_grid
 from genseg.runfolder import RunFolder
 from genseg.settings import Settings
 from genseg.study import read_study
@@ -94,6 +95,45 @@ def test_a_scan_of_another_kind_is_named_and_teaches_nothing(data, tmp_path):
     assert [case.id for case in ready.unlabelled] == [case.id for case in own]
 
 
+def test_scans_without_labels_larger_than_expected_are_read_until_they_fill_the_memory(data, tmp_path, monkeypatch):
+    settings = Settings(dataset=data, out=tmp_path, method="versemi")
+    whole = read_study(data / "hippocampus")
+    others = [case.model_copy(update={"label": None}) for case in whole.training[2:8]]
+    few = whole.model_copy(update={"training": whole.training[:2], "unlabeled": others})
+    (ready,) = load([few], None, settings, CPU, [EventLog()])
+    assert len(ready.unlabelled) == 6
+    room = 6 * max(case.image.numel() for case in ready.labelled)  # six scans as large as the labelled ones
+    monkeypatch.setattr("genseg.prepare.UNLABELLED_VOXELS", room)
+    large = {case.id: scan_of(case, ready.plan, 3) for case in others}
+    fit = sum(sum(scan.image.numel() for scan in list(large.values())[:n]) < room for n in range(6))
+    monkeypatch.setattr("genseg.prepare._unlabelled_scan", lambda case, plan, device: large[case.id])
+    heard: list = []
+    (bounded,) = load([few], None, settings, CPU, [EventLog([heard.append])])
+    left_out = [e for e in heard if e.event == "warning" and e.code == "unlabelled_left_out"]
+    assert 1 < fit < 6 and len(left_out) == 1 and f"from {fit} of the 6" in left_out[0].message
+    assert len(bounded.unlabelled) <= fit
+
+
+def scan_of(case, plan, times: int) -> WorkingCase:
+    """The scan on the working grid, several times behind itself."""
+    scan = read_scan(case.images)
+    return WorkingCase(case.id, torch.cat([to_working_grid(scan, plan)] * times, 1), None, colours_of(scan, plan))
+
+
+def test_a_plan_tells_the_network_that_it_got_from_another_study(data, monkeypatch):
+    studies = [read_study(data / name) for name in ("hippocampus", "acdc")]
+    pairs = [[(read_scan(c.images), read_label(c.label, one.labels)[0]) for c in one.training[:2]] for one in studies]
+    deep = make_plans(studies[:1], pairs[:1], CPU)[0]
+    cut = [deep.model_copy(update={key: getattr(deep, key)[:3] for key in ("filters", "kernels", "strides")}), deep]
+    monkeypatch.setattr("genseg.together.make_plan", lambda *given: cut.pop(0))
+    shallow, other = make_plans(studies, pairs, CPU)
+    assert other.filters == shallow.filters and other.memory_mb < deep.memory_mb
+    assert (
+        "that of hippocampus" in other.notes[-1]
+        and " / ".join(map(str, shallow.filters)) + " filters" in other.notes[-1]
+    )
+
+
 # --- a whole run ---------------------------------------------------------------------------------------------------
 
 
@@ -115,8 +155,9 @@ def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pat
 
 
 def test_a_study_given_twice_is_refused(two, tmp_path):
-    done = genseg("train", two[0], two[0], "--out", tmp_path / "run")
-    assert done.returncode == 2 and "given several times" in done.stderr and not (tmp_path / "run").exists()
+    for again in (two[0], two[0] / "dataset.json"):
+        done = genseg("train", two[0], again, "--out", tmp_path / "run")
+        assert done.returncode == 2 and "given several times" in done.stderr and not (tmp_path / "run").exists()
 
 
 def test_parts_are_left_out_only_of_versemi_and_only_those_there_are(two, tmp_path):
@@ -199,8 +240,23 @@ def test_a_model_for_which_study_is_asked_for_and_the_answer_works(two, tmp_path
     assert done.returncode == 0, done.stderr
     (case,) = json.loads((tmp_path / "masks" / "index.json").read_text(encoding="utf-8"))["cases"]
     assert len(case["volumes_ml"]) == 3
+    start = genseg("train", two[1], "--init", two[2], "--out", tmp_path / "run")
+    assert start.returncode == 1 and str(two[2] / "studies" / "acdc") in start.stderr
     scored = genseg("evaluate", two[2] / "studies" / "hippocampus", two[0], "--json")
     assert scored.returncode == 0 and json.loads(scored.stdout)["cases"]
+
+
+def test_a_run_says_which_test_scans_it_saw_without_labels_and_that_it_was_too_short_to_learn_from_them(data, tmp_path):
+    folder = tiny_study(data / "isic2017", tmp_path / "study", 2, 2, 1)
+    content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    content["unlabeled"].append(content["test"][0]["image"])
+    (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    done = run_train(folder, tmp_path / "run", iterations=2, method="versemi")
+    seen = json.loads(done.run.metrics.read_text(encoding="utf-8"))["seen_unlabelled"]
+    assert seen == [Path(content["test"][0]["image"]).stem]
+    report = done.run.report.read_text(encoding="utf-8")
+    assert "references it had never seen (1 of them" in report and "that it had never seen" not in report
+    assert [w.message for w in done.named("warning") if w.code == "too_short" and "made 2 steps" in w.message]
 
 
 def test_faults_of_all_studies_are_told_at_once(two, tmp_path):

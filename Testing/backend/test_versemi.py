@@ -284,6 +284,15 @@ def test_only_the_methods_with_a_teacher_mix_and_only_when_it_knows_something(me
     assert schedule.TEACHES_FROM == TEACHES_FROM >= 100 and all(stage.consistency is None for stage in few)
 
 
+@pytest.mark.parametrize("steps", [150, 300, 600, 2000])
+def test_however_short_the_training_the_teachers_weight_begins_with_almost_nothing(steps):
+    settings = Settings(dataset=Path("d"), out=Path("o"), method="versemi", iterations=steps)
+    weights = [stage_at(step / steps, step, ["a", "b"], settings).consistency for step in range(steps)]
+    taught = [weight for weight in weights if weight is not None]
+    assert weights.index(taught[0]) == max(TEACHES_FROM, round(MIX_FROM * steps))
+    assert taught[0] < 0.01 and taught == sorted(taught) and taught[-1] > 0.9
+
+
 def test_the_method_follows_from_the_study_where_it_is_left_open():
     def chosen(unlabelled: bool, **given: object) -> str:
         settings = Settings(dataset=Path("d"), out=Path("o"), **given)

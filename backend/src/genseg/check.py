@@ -354,7 +354,7 @@ def _notes(table: LabelTable, facts: list[CaseFacts]) -> Iterator[str]:
     seen = {index for case in facts if case.split == "training" for index in case.labels or []}
     absent = [label.name for index, label in enumerate(table.labels) if index > 0 and index not in seen]
     if absent:
-        yield f"No training mask shows {_some(absent)}: it cannot be learnt."
+        yield f"No training mask shows {_some(absent)}: this study cannot teach it."
 
 
 def _where(findings: list[_Finding]) -> str:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 
 from genseg.cases import Case
 from genseg.errors import EXIT_OK, EXIT_STOPPED
@@ -16,6 +17,7 @@ from genseg.outputs import Output
 from genseg.predict import Split, by_files, predict_cases
 from genseg.report import build_reports
 from genseg.runfolder import RunFolder, building_folder, read_json, write_json
+from genseg.schedule import TEACHES_FROM
 from genseg.state import RunState
 from genseg.synthesize import write_pairs
 
@@ -54,9 +56,10 @@ def finish(run: RunFolder, state: RunState, status: int, made: list[Output], log
     if status != EXIT_OK and not run.best.exists() and state.counters.step == 0:
         return status  # stopped before the segmenter's first step: there is nothing to show
     state.save_model(run.best)
+    seen = {_key(case) for part in state.parts for case in part.prepared.seen_unlabelled}
     for output in made:
         _save(run, output)
-        status = _show(run, output) if status == EXIT_OK else status
+        status = _show(run, output, seen) if status == EXIT_OK else status
     log.emit(Progress(phase="report", step=0, total=2))
     for output in made:
         export_bundle(output.folder, output.folder.model)
@@ -74,7 +77,7 @@ def finish(run: RunFolder, state: RunState, status: int, made: list[Output], log
     return status
 
 
-def _show(run: RunFolder, output: Output) -> int:
+def _show(run: RunFolder, output: Output, seen: set[tuple[Path, ...]]) -> int:
     """Last pairs, predictions and scores of a study. → exit status."""
     if output.state.joint.synthesis is not None:
         _write_pairs(output)
@@ -82,7 +85,8 @@ def _show(run: RunFolder, output: Output) -> int:
     if run.stop.exists():
         return EXIT_STOPPED
     _name_the_unfound(output)
-    _evaluate(output)
+    _say_if_too_short(output)
+    _evaluate(output, seen)
     return EXIT_OK
 
 
@@ -124,8 +128,25 @@ def _name_the_unfound(output: Output) -> None:
         )
 
 
-def _evaluate(output: Output) -> None:
-    """Score the predictions of the test scans that have a reference."""
+def _say_if_too_short(output: Output) -> None:
+    """A training may end before it begins to learn from scans without labels."""
+    state, unlabelled = output.state, output.state.prepared.unlabelled
+    own = state.counters.step // len(state.settings.datasets)  # the study's own count
+    if state.settings.mixes and unlabelled and own <= TEACHES_FROM:
+        output.log.warn(
+            "too_short",
+            f"Training was too short to learn from the {len(unlabelled)} scans without labels: it made {own} steps, "
+            f"and begins with them after {TEACHES_FROM}, when the model knows something.",
+            "Train longer.",
+        )
+
+
+def _key(case: Case) -> tuple[Path, ...]:
+    return tuple(case.images)
+
+
+def _evaluate(output: Output, seen: set[tuple[Path, ...]]) -> None:
+    """Score the predictions of the test scans that have a reference. `seen`: what training saw without labels."""
     study, folder, log = output.state.prepared.study, output.folder, output.log
     cases = [case for case in study.test if case.label is not None] if folder.predictions_index.exists() else []
     segment = by_files(folder.predictions, study.labels) if cases else None
@@ -133,4 +154,5 @@ def _evaluate(output: Output) -> None:
     if len(scores) < len(cases):
         log.warn("not_evaluated", f"{len(cases) - len(scores)} of {len(cases)} test scans could not be evaluated.")
     if scores:
-        write_json(folder.metrics, {"test": summarise(scores)})
+        seen_unlabelled = [case.id for case in cases if _key(case) in seen]
+        write_json(folder.metrics, {"test": summarise(scores), "seen_unlabelled": seen_unlabelled})

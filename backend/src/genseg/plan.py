@@ -107,14 +107,14 @@ class Plan(BaseModel):
         deep = self.deep_supervision and name == self.segmenter
         return self.model_copy(update={"segmenter": name, "deep_supervision": deep})
 
-    def with_network_of(self, other: "Plan") -> "Plan":
-        """The same with another plan's network, the patch rounded up to what that needs."""
+    def with_network_of(self, other: "Plan", whose: str) -> "Plan":
+        """The same with another plan's network, the patch rounded up to what that needs; `whose`, for the user."""
         network = {key: getattr(other, key) for key in ("filters", "kernels", "strides", "deep_supervision")}
         coarsest = 2 ** (len(other.filters) - 1)
         patch = [max(COARSEST, -(-side // coarsest)) * coarsest for side in self.patch]
         memory = _memory_mb(patch, self.batch, other.filters, self.channels)
         note = (
-            f"The network is the starting model's: {' / '.join(map(str, other.filters))} filters, patches of "
+            f"The network is {whose}: {' / '.join(map(str, other.filters))} filters, patches of "
             f"{' x '.join(map(str, patch))} voxels, about {memory} MB."
         )
         changes = network | {"patch": patch, "memory_mb": memory, "notes": [*self.notes, note]}

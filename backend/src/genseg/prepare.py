@@ -48,6 +48,12 @@ class Prepared:
     unlabelled: list[WorkingCase]  # those that training learns from
     log: EventLog  # the run's own, or where there are several studies this one's
 
+    @property
+    def seen_unlabelled(self) -> list[Case]:
+        """The same as cases of the study."""
+        ids = {scan.id for scan in self.unlabelled}
+        return [case for case in self.study.unlabeled if case.id in ids]
+
 
 def prepare(
     settings: Settings, log: EventLog, same_channels: bool = True, shape: Callable[[Plan], Plan] | None = None
@@ -110,7 +116,9 @@ def load(
 
 def _read(settings: Settings) -> list[Study]:
     """Raises InputFaults where one cannot be read or is named twice."""
-    twice = [path for path, times in Counter(path.resolve() for path in settings.datasets).items() if times > 1]
+    given = [path.resolve() for path in settings.datasets]
+    places = Counter(path.parent if path.name == "dataset.json" else path for path in given)
+    twice = [path for path, times in places.items() if times > 1]
     if twice:
         rule = "Each study is given once, but this one is given several times."
         raise InputFaults([Fault("study_twice", str(path), rule, "Name it once.") for path in twice])
@@ -157,16 +165,16 @@ def _load_unlabelled(
     """The scans to learn from without labels: those that look like the labelled ones, where that is wished at all."""
     if not settings.learn_unlabelled or settings.method == "supervised":
         return []
-    voxels = max(case.image.numel() for case in labelled)
-    room = max(1, min(MOST_UNLABELLED, UNLABELLED_VOXELS // voxels)) if settings.mixes else STYLE_SCANS
-    some = _evenly(study.unlabeled, room)
-    if settings.mixes and len(some) < len(study.unlabeled):
+    voxels, most = max(case.image.numel() for case in labelled), MOST_UNLABELLED if settings.mixes else STYLE_SCANS
+    memory = UNLABELLED_VOXELS // len(settings.datasets)
+    some = _evenly(study.unlabeled, max(1, min(most, memory // voxels)))
+    scans = _read_within(memory, some, lambda case: _unlabelled_scan(case, plan, device))
+    if settings.mixes and len(scans) < len(study.unlabeled):
         log.warn(
             "unlabelled_left_out",
-            f"Training learns from {len(some)} of the {len(study.unlabeled)} scans without labels, which "
+            f"Training learns from {len(scans)} of the {len(study.unlabeled)} scans without labels, which "
             "is what the memory holds; all of them are segmented.",
         )
-    scans = _read_all(some, lambda case: _unlabelled_scan(case, plan, device))
     strange = unlike(labelled, scans, plan)
     _warn_of_unlike(strange, len(scans), log)
     return [scan for scan in scans if scan.id not in {one.case for one in strange}]
@@ -224,6 +232,18 @@ def _read_all(cases: list[Case], read: Callable[[Case], T]) -> list[T]:
     if faults:
         raise InputFaults(faults)
     return found
+
+
+def _read_within(voxels: int, cases: list[Case], read: Callable[[Case], WorkingCase]) -> list[WorkingCase]:
+    """Read the scans one by one until they fill the memory, be they larger than expected."""
+    scans: list[WorkingCase] = []
+
+    def one(case: Case) -> None:
+        if sum(scan.image.numel() for scan in scans) < voxels:
+            scans.append(read(case))
+
+    _read_all(cases, one)
+    return scans
 
 
 def _read_pair(case: Case, study: Study) -> tuple[Scan, np.ndarray]:

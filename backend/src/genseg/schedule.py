@@ -90,7 +90,8 @@ def stage_at(progress: float, step: int, patients: list[str], settings: Settings
     if settings.method == "supervised" or progress < SYNTHETIC_FROM:
         return plain
     teaching = settings.mixes and progress >= MIX_FROM and step >= TEACHES_FROM
-    consistency = ramp(progress, MIX_FROM) if teaching else None
+    begun = max(MIX_FROM, progress * TEACHES_FROM / max(1, step))  # where in the training that was, or will be
+    consistency = ramp(progress, begun) if teaching else None
     if not settings.generates:
         return replace(plain, consistency=consistency)
     common = replace(plain, synthetic=True, level1=progress < LEVEL3_UNTIL, consistency=consistency)

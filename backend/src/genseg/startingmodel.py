@@ -1,6 +1,7 @@
 """Start from what earlier runs taught: a run's own model, a bundle, or a starting model of `genseg meta-train`."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,16 @@ from genseg.cases import Study
 from genseg.errors import RunFailed
 from genseg.events import EventLog
 from genseg.inference import Predictor
+from genseg.labels import LabelTable
 from genseg.plan import Plan
 from genseg.runfolder import RunFolder, read_json
+from genseg.segnrrd import same_name
 from genseg.state import RunState, load_tensors
 
 INPUT = "input_block.conv1.conv.weight"  # [f, C, *kernel]
+# How the names of what has a channel for each structure begin; a head's have none for the background.
+HEAD, LAST = "head.", ("head.of_prompt", "head.out.", "output_block.", "deep_supervision_heads.")
+BACKGROUND, ANY = " background", " any"  # no structure's plain name begins with a blank
 
 
 @dataclass
@@ -31,11 +37,13 @@ class StartingModel:
     weights: dict[str, Tensor]
     general: bool
     trained_on: list[dict[str, Any]]  # its studies, as `described`
+    structures: dict[str, int] = field(default_factory=dict)  # `channels_of`
 
     @classmethod
     def load(cls, path: Path) -> "StartingModel":
         """Raises RunFailed where there is no usable model, or which of several is not said."""
         folder = RunFolder(path)
+        folder.need_one_study()
         if folder.card.exists():
             if missing := [file.name for file in (folder.plan, folder.best) if not file.exists()]:
                 remedy = "Restore it from a backup, or learn the model again."
@@ -49,7 +57,8 @@ class StartingModel:
         weights = {_plain(name): p for name, p in predictor.network.state_dict().items()}
         own = [described(Study.load(folder.study))] if folder.study.exists() else []
         earlier = read_json(folder.origin) if folder.origin.exists() else []
-        return cls(path, predictor.plan, weights, False, earlier + own)
+        structures = channels_of(predictor.plan, predictor.table)
+        return cls(path, predictor.plan, weights, False, earlier + own, structures)
 
     def shape(self, plan: Plan) -> Plan:
         """The plan with the network of this model. Raises RunFailed where the model cannot serve such scans."""
@@ -65,34 +74,56 @@ class StartingModel:
                 f"The starting model {self.path} is {theirs}; these scans need {ours}.",
                 "Start from a model of the same kind of scans (2D or 3D, same channels), or leave out --init.",
             )
-        return plan.with_network_of(self.plan)
+        return plan.with_network_of(self.plan, "the starting model's")
 
     def give(self, state: RunState, log: EventLog) -> None:
         """Copy every weight that has the same name and shape into the run's segmenter; say what was left.
 
-        A general model leaves the last layer, which belongs to the structures, and of that nothing is said.
+        Of the last layers a structure gets what belonged to the one of its name. A general model leaves them, and of
+        that nothing is said.
         """
-        anew = self.copy_to(state.joint.segmenter, state.joint.plan.channels)
+        wanted: dict[str, int] = {}
+        for part in state.parts:
+            wanted |= channels_of(part.joint.plan, part.prepared.study.labels)
+        anew = self.copy_to(state.joint.segmenter, state.joint.plan.channels, wanted)
         state.average.network.load_state_dict(state.joint.segmenter.state_dict(), strict=False)
         if anew and not self.general:
             share = 1 - sum(p.numel() for p in anew) / sum(p.numel() for p in state.joint.segmenter.parameters())
             message = f"{share:.0%} of the weights come from {self.path}; {len(anew)} tensors start anew."
+            names = [label.name for part in state.parts for label in part.prepared.study.labels.structures]
+            if unknown := [name for name in names if same_name(name) not in self.structures]:
+                message += f" It does not know {', '.join(unknown)}."
             log.warn("init_partly", message)
 
     @torch.no_grad()
-    def copy_to(self, network: nn.Module, channels: int) -> list[Tensor]:
-        """→ the network's weights for which this model has none."""
+    def copy_to(self, network: nn.Module, channels: int, wanted: Mapping[str, int] | None = None) -> list[Tensor]:
+        """`wanted`: the network's `channels_of`. → its weights for which this model has none, or not all channels."""
         source = dict(self.weights)
         if self.general:
             source[INPUT] = _for_channels(source[INPUT], channels)
         anew: list[Tensor] = []
         for name, p in network.named_parameters():
-            given = source.get(_plain(name))
-            if given is not None and given.shape == p.shape:
-                p.copy_(given)
+            plain = _plain(name)
+            given = source.get(plain)
+            if plain.startswith(LAST):
+                done = given is not None and self._give_channels(plain, given, p, wanted or {})
             else:
+                done = given is not None and given.shape == p.shape
+                if given is not None and done:
+                    p.copy_(given)
+            if not done:
                 anew.append(p)
         return anew
+
+    def _give_channels(self, name: str, given: Tensor, p: Tensor, wanted: Mapping[str, int]) -> bool:
+        """Copy the channels of structures that both know. → whether those are all."""
+        if given.shape[1:] != p.shape[1:]:
+            return False
+        without = 1 if name.startswith(HEAD) else 0
+        known = {to: self.structures[key] for key, to in wanted.items() if key in self.structures and to >= without}
+        for to, of in known.items():
+            p[to - without] = given[of - without]
+        return len(known) == len(p)
 
 
 class Start:
@@ -108,6 +139,16 @@ class Start:
     def shape(self, plan: Plan) -> Plan:
         """The plan with the model's network, where there is one."""
         return plan if self.model is None else self.model.shape(plan)
+
+
+def channels_of(plan: Plan, table: LabelTable) -> dict[str, int]:
+    """Plain name of a structure → its channel where the background has the first one."""
+    names = [same_name(label.name) for label in table.structures]
+    if plan.prompts is None:
+        return {BACKGROUND: 0} | {name: channel for channel, name in enumerate(names, start=1)}
+    return {BACKGROUND: 0, ANY: plan.prompts.count} | {
+        name: 1 + task for name, task in zip(names, plan.prompts.tasks, strict=True)
+    }
 
 
 def _plain(name: str) -> str:

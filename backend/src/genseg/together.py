@@ -91,6 +91,7 @@ def make_plans(studies: Sequence[Study], pairs: Sequence[Pairs], device: Device)
             plan(study, mine, True) if one.dims == 2 else one
             for study, mine, one in zip(studies, pairs, plans, strict=True)
         ]
-    network = min(plans, key=lambda one: len(one.filters))
-    shared = {key: getattr(network, key) for key in ("filters", "kernels", "strides", "deep_supervision")}
-    return [one.model_copy(update=shared) for one in plans]
+    shallowest, study = min(zip(plans, studies, strict=True), key=lambda one: len(one[0].filters))
+    same = [one.filters == shallowest.filters for one in plans]
+    whose = f"that of {study.name}, as all studies share one"
+    return [one if like else one.with_network_of(shallowest, whose) for one, like in zip(plans, same, strict=True)]

@@ -20,7 +20,7 @@ KNOWN_CURVES = {
     "meta/consistency": "weight", "mix/sure": "share",
 }  # fmt: skip
 SETTINGS = {
-    "dataset": "study", "more": "further studies", "learn_unlabelled": "learns from scans without labels",
+    "dataset": "study", "studies": "studies of the run", "learn_unlabelled": "learns from scans without labels",
     "without": "parts left out", "out": "run folder", "method": "method", "labelled": "labelled scans asked for",
     "unlabelled": "unlabelled scans asked for", "seed": "seed of everything random", "budget": "time budget, seconds",
     "iterations": "training steps asked for", "device": "device asked for", "init": "started from",
@@ -229,9 +229,11 @@ def _architecture(kernels: dict[str, Points]) -> Html:
 
 
 def settings_section(run: RunView) -> Html:
-    tables = []
+    tables, settings = [], dict(run.settings)
+    if more := settings.pop("more", None):
+        settings = {"studies": [settings.pop("dataset"), *more], **settings}
     for title, content, known in (
-        ("Settings", run.settings, SETTINGS),
+        ("Settings", settings, SETTINGS),
         ("Plan, derived from the scans", run.plan, PLAN),
     ):
         rows = [[known.get(key, key.replace("_", " ")), _value(value)] for key, value in content.items()

@@ -76,7 +76,11 @@ def story(run: RunView) -> list[str]:
         )
         return said
     value, n = found["mean"].get("dice"), len(found["cases"])
-    said.append(f"On {words.count(n, 'test scan')} that it had never seen, its outlines were compared with references:")
+    seen = len(run.metrics.get("seen_unlabelled", []))
+    unseen = " that it had never seen"
+    if seen:
+        unseen = f" whose references it had never seen ({seen} of them it had learned from without)"
+    said.append(f"On {words.count(n, 'test scan')}{unseen}, its outlines were compared with references:")
     if isinstance(value, (int, float)):
         said.append(f"the mean Dice is {value:.2f}, {words.dice(value)}. (Dice: 1 is the same outline, 0 no overlap.)")
     return said
