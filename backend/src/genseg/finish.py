@@ -136,7 +136,7 @@ def _say_if_too_short(output: Output) -> None:
         output.log.warn(
             "too_short",
             f"Training was too short to learn from the {len(unlabelled)} scans without labels: it made {own} steps, "
-            f"and begins with them after {TEACHES_FROM}, when the model knows something.",
+            f"and it learns from them only after {TEACHES_FROM}, when the model knows something.",
             "Train longer.",
         )
 
