@@ -56,7 +56,7 @@ def finish(run: RunFolder, state: RunState, status: int, made: list[Output], log
     if status != EXIT_OK and not run.best.exists() and state.counters.step == 0:
         return status  # stopped before the segmenter's first step: there is nothing to show
     state.save_model(run.best)
-    seen = {_key(case) for part in state.parts for case in part.prepared.seen_unlabelled}
+    seen = [case.images for part in state.parts for case in part.prepared.seen_unlabelled]
     for output in made:
         _save(run, output)
         status = _show(run, output, seen) if status == EXIT_OK else status
@@ -77,7 +77,7 @@ def finish(run: RunFolder, state: RunState, status: int, made: list[Output], log
     return status
 
 
-def _show(run: RunFolder, output: Output, seen: set[tuple[Path, ...]]) -> int:
+def _show(run: RunFolder, output: Output, seen: list[list[Path]]) -> int:
     """Last pairs, predictions and scores of a study. → exit status."""
     if output.state.joint.synthesis is not None:
         _write_pairs(output)
@@ -141,11 +141,7 @@ def _say_if_too_short(output: Output) -> None:
         )
 
 
-def _key(case: Case) -> tuple[Path, ...]:
-    return tuple(case.images)
-
-
-def _evaluate(output: Output, seen: set[tuple[Path, ...]]) -> None:
+def _evaluate(output: Output, seen: list[list[Path]]) -> None:
     """Score the predictions of the test scans that have a reference. `seen`: what training saw without labels."""
     study, folder, log = output.state.prepared.study, output.folder, output.log
     cases = [case for case in study.test if case.label is not None] if folder.predictions_index.exists() else []
@@ -154,5 +150,5 @@ def _evaluate(output: Output, seen: set[tuple[Path, ...]]) -> None:
     if len(scores) < len(cases):
         log.warn("not_evaluated", f"{len(cases) - len(scores)} of {len(cases)} test scans could not be evaluated.")
     if scores:
-        seen_unlabelled = [case.id for case in cases if _key(case) in seen]
+        seen_unlabelled = [case.id for case in cases if case.images in seen]
         write_json(folder.metrics, {"test": summarise(scores), "seen_unlabelled": seen_unlabelled})

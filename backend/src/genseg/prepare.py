@@ -165,7 +165,8 @@ def _load_unlabelled(
     """The scans to learn from without labels: those that look like the labelled ones, where that is wished at all."""
     if not settings.learn_unlabelled or settings.method == "supervised":
         return []
-    voxels, most = max(case.image.numel() for case in labelled), MOST_UNLABELLED if settings.mixes else STYLE_SCANS
+    voxels = max(case.image.numel() for case in labelled)
+    most = MOST_UNLABELLED if settings.mixes else STYLE_SCANS
     memory = UNLABELLED_VOXELS // len(settings.datasets)
     some = _evenly(study.unlabeled, max(1, min(most, memory // voxels)))
     scans = _read_within(memory, some, lambda case: _unlabelled_scan(case, plan, device))

@@ -103,20 +103,17 @@ class StartingModel:
             source[INPUT] = _for_channels(source[INPUT], channels)
         anew: list[Tensor] = []
         for name, p in network.named_parameters():
-            plain = _plain(name)
-            given = source.get(plain)
-            if plain.startswith(LAST):
-                done = given is not None and self._give_channels(plain, given, p, wanted or {})
-            else:
-                done = given is not None and given.shape == p.shape
-                if given is not None and done:
-                    p.copy_(given)
-            if not done:
+            given = source.get(_plain(name))
+            if given is None or not self._copied(_plain(name), given, p, wanted or {}):
                 anew.append(p)
         return anew
 
-    def _give_channels(self, name: str, given: Tensor, p: Tensor, wanted: Mapping[str, int]) -> bool:
-        """Copy the channels of structures that both know. → whether those are all."""
+    def _copied(self, name: str, given: Tensor, p: Tensor, wanted: Mapping[str, int]) -> bool:
+        """Copy a weight, of a last layer the channels of structures that both know. → whether that was all of it."""
+        if not name.startswith(LAST):
+            if fits := given.shape == p.shape:
+                p.copy_(given)
+            return fits
         if given.shape[1:] != p.shape[1:]:
             return False
         without = 1 if name.startswith(HEAD) else 0

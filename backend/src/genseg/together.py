@@ -92,6 +92,5 @@ def make_plans(studies: Sequence[Study], pairs: Sequence[Pairs], device: Device)
             for study, mine, one in zip(studies, pairs, plans, strict=True)
         ]
     shallowest, study = min(zip(plans, studies, strict=True), key=lambda one: len(one[0].filters))
-    same = [one.filters == shallowest.filters for one in plans]
     whose = f"that of {study.name}, as all studies share one"
-    return [one if like else one.with_network_of(shallowest, whose) for one, like in zip(plans, same, strict=True)]
+    return [one if one.filters == shallowest.filters else one.with_network_of(shallowest, whose) for one in plans]
