@@ -92,13 +92,26 @@ def test_a_direction_that_bends_down_too_much_is_not_followed_and_the_gradient_i
     assert torch.equal(found["w"], slope["w"])
 
 
-def test_of_the_points_on_the_way_the_one_with_the_smallest_residual_is_returned():
-    a, rng = spd(40, 1e4, 10), torch.Generator().manual_seed(11)
-    b = torch.randn(40, generator=rng, dtype=torch.float64)
-    for steps in (1, 3, 5, 8):
-        found = conjugate_gradient(lambda v: a @ v, b, steps=steps)
-        left = float((b - a @ found.x).norm() / b.norm())
-        assert left == pytest.approx(min(found.residuals), rel=1e-6)
+def test_the_error_never_grows_with_a_step_although_the_residual_does():
+    """Fifteen sharp directions among many flat ones, as networks have."""
+    n, rng = 200, torch.Generator().manual_seed(11)
+    values = torch.cat([torch.linspace(20, 80, 15), torch.ones(n - 15)]).double()
+    q, _ = torch.linalg.qr(torch.randn(n, n, generator=rng, dtype=torch.float64))
+    a, b = q @ torch.diag(values) @ q.T, torch.randn(n, generator=rng, dtype=torch.float64)
+    exact = torch.linalg.solve(a, b)
+    found = [conjugate_gradient(lambda v: a @ v, b, steps=steps, tolerance=0.0) for steps in range(7)]
+    errors = [float((one.x - exact).norm()) for one in found]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.5 * errors[0]
+    assert max(found[-1].residuals) > 1
+    for one in found:
+        assert float((b - a @ one.x).norm() / b.norm()) == pytest.approx(one.residuals[-1], rel=1e-6)
+
+
+def test_where_no_direction_can_be_followed_an_earlier_solution_is_not_returned_either():
+    slope = {"w": torch.tensor([1.0, 0.1, 0.0])}
+    bend = torch.tensor([-0.9, 0.0, 0.0])
+    found, solution = implicit_gradient(slope, lambda v: {"w": v["w"] * bend}, 1.0, start=torch.tensor([0.0, 0.09, 0.0]))
+    assert torch.equal(found["w"], slope["w"]) and solution.refused
 
 
 class Small(nn.Module):

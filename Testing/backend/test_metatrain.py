@@ -142,12 +142,12 @@ def test_a_run_of_imaml_tells_its_curves_and_scores_on_scans_of_other_patients(s
         card["meta_steps"] == 2
         and card["query_dice"]
         and set(card["query_dice"])
-        <= {
+        == {
             "isic2017: skin lesion",
             "busi: breast lesion",
         }
     )
-    assert "on other patients' scans" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "in other patients' scans" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert {"loss/query", "imaml/residual"} <= {event.name for event in heard if event.event == "metric"}
     assert [event.event for event in heard if event.event in ("started", "finished")] == ["started", "finished"]
 
@@ -229,16 +229,30 @@ def test_a_starting_model_that_lacks_a_file_says_which(model, tmp_path, gone):
         StartingModel.load(tmp_path / "copy")
 
 
-def test_pretraining_has_no_scans_that_ask_and_tells_no_score(studies, tmp_path, few):
-    state = learner(studies, tmp_path, method="pretrain")
-    assert "dice/query" not in state.step(0) and not state.recent()
+@pytest.mark.parametrize("method", ["pretrain", "first-order"])
+def test_a_starting_point_is_judged_alike_whatever_it_was_learned_by_and_the_judging_changes_nothing(
+    studies, tmp_path, few, method
+):
+    state = learner(studies, tmp_path, method=method)
+    before = {name: p.detach().clone() for name, p in state.network.named_parameters()}
+    scores = [state.score(task) for task in state.tasks.single()]
+    assert len(scores) == 2 and all(score is not None and 0 <= score <= 1 for score in scores)
+    assert scores == [learner(studies, tmp_path, method="imaml").score(task) for task in state.tasks.single()]
+    assert all(torch.equal(p, before[name]) for name, p in state.network.named_parameters())
+
+
+def test_a_structure_that_one_patient_alone_shows_has_no_score(studies, tmp_path, few, monkeypatch):
+    state = learner(studies, tmp_path)
+    study = state.tasks.studies[0].study
+    same = [case.model_copy(update={"group": "one patient"}) for case in study.training]
+    monkeypatch.setattr(state.tasks.studies[0], "study", study.model_copy(update={"training": same}))
+    assert state.score(state.tasks.single()[0]) is None and state.score(state.tasks.single()[1]) is not None
 
 
 def test_a_step_that_is_not_finite_changes_nothing(studies, tmp_path, few, monkeypatch):
     state = learner(studies, tmp_path, method="first-order")
     before = {name: p.detach().clone() for name, p in state.network.named_parameters()}
-    scores = MetaLearner._scores
-    monkeypatch.setattr(MetaLearner, "_scores", lambda *given: scores(*given) | {"dice/query": float("nan")})
+    monkeypatch.setattr(MetaLearner, "_dice", lambda *_: float("nan"))
     assert state.step(0) is None
     assert all(torch.equal(p, before[name]) for name, p in state.network.named_parameters())
 

@@ -11,6 +11,7 @@ another budget or grid another folder. The time is that of the clock: whatever e
 import argparse
 import multiprocessing
 import shutil
+import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -47,7 +48,8 @@ def learn(out: Path, group: str, settings: MetaSettings, grid: str) -> None:
     channels = max(one.plan.channels for one in ready)
     ready = [with_channels(one, channels) for one in ready]
     moved = [replace(one, device=target, labelled=on_device(one.labelled, target)) for one in ready]
-    metatrain.learn_from(moved, settings, log)
+    now = time.process_time if target.is_cpu else time.monotonic
+    metatrain.learn_from(moved, settings, log, now=now)
     print(out, flush=True)
 
 

@@ -1,6 +1,7 @@
 """Learn a starting model from several studies: prepare, meta-steps, a model with its card."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,9 +36,18 @@ class MetaRun:
     learner: MetaLearner
     plan: Plan  # of the network
     log: EventLog
+    now: Callable[[], float] = time.monotonic  # seconds; a budget is of this clock
     step: int = 0
-    begin: float = field(default_factory=time.monotonic)
+    begin: float = field(init=False)
     told: float = 0.0  # when the curves last got a point
+
+    def __post_init__(self) -> None:
+        self.begin = self.now()
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the beginning."""
+        return self.now() - self.begin
 
     @property
     def progress(self) -> float:
@@ -45,7 +55,7 @@ class MetaRun:
         if self.settings.iterations is not None:
             return self.step / self.settings.iterations
         assert self.settings.budget is not None
-        return min(1.0, (time.monotonic() - self.begin) / self.settings.budget)
+        return min(1.0, self.spent / self.settings.budget)
 
 
 def meta_train(settings: MetaSettings, log: EventLog) -> int:
@@ -56,11 +66,15 @@ def meta_train(settings: MetaSettings, log: EventLog) -> int:
 
 
 def learn_from(
-    studies: list[Prepared], settings: MetaSettings, log: EventLog, start: StartingModel | None = None
+    studies: list[Prepared],
+    settings: MetaSettings,
+    log: EventLog,
+    start: StartingModel | None = None,
+    now: Callable[[], float] = time.monotonic,
 ) -> int:
     """The same with the studies at hand, of one number of channels and one network."""
     plan = plan_of(studies)
-    run = MetaRun(RunFolder(settings.out), settings, learner_of(studies, plan, settings), plan, log)
+    run = MetaRun(RunFolder(settings.out), settings, learner_of(studies, plan, settings), plan, log, now)
     if start is not None:
         start.copy_to(run.learner.network, plan.channels)
     _create(run, studies, start)
@@ -72,9 +86,10 @@ def learn_from(
     status = _fit(run)
     _save(run)
     if status == EXIT_OK:
+        _save(run, _scores(run))
         run.folder.mark_done(run.step)
         run.folder.stop.unlink(missing_ok=True)
-    log.emit(Finished(status=status, seconds=time.monotonic() - run.begin, model=str(run.folder.best)))
+    log.emit(Finished(status=status, seconds=run.spent, model=str(run.folder.best)))
     return status
 
 
@@ -111,12 +126,11 @@ def _create(run: MetaRun, studies: list[Prepared], start: StartingModel | None) 
         earlier = [] if start is None else start.trained_on
         trained_on = earlier + [one for one in trained_on if one not in earlier]
         write_json(made.card, {"method": run.settings.method, "genseg": __version__, "trained_on": trained_on})
-        save_tensors(made.best, _weights(run), {"step": "0"})  # from now on whoever takes it finds a model
 
 
 def _fit(run: MetaRun) -> int:
     """Meta-steps until the budget is used up or a stop is asked for."""
-    saved, left_out = time.monotonic(), 0
+    saved, left_out = run.now(), 0
     while run.progress < 1:
         for group in run.learner.optimiser.param_groups:
             group["lr"] = RATE * (1 - run.progress) ** 0.9
@@ -130,9 +144,9 @@ def _fit(run: MetaRun) -> int:
         elif left_out > ATTEMPTS:
             remedy = "Look for scans with extreme intensities; then train again, perhaps with another --seed."
             raise RunFailed("diverged", f"The last {left_out} steps were not finite; step {run.step}.", remedy)
-        if time.monotonic() - saved > SAVE_SECONDS:
+        if run.now() - saved > SAVE_SECONDS:
             _save(run)
-            saved = time.monotonic()
+            saved = run.now()
         if run.folder.stop.exists():
             return EXIT_STOPPED
     return EXIT_OK
@@ -150,23 +164,32 @@ def _step(run: MetaRun) -> dict[str, float] | None:
 
 def _tell(run: MetaRun, seen: dict[str, float]) -> None:
     """Events of a step: not more than the curves need."""
-    now, total = time.monotonic(), run.settings.iterations
+    now, total = run.now(), run.settings.iterations
     if now - run.told < METRIC_SECONDS and run.step != total:
         return
     run.told = now
     for name, value in seen.items():
         run.log.emit(Metric(name=name, value=value, step=run.step))
     total = total or max(run.step, round(run.step / max(run.progress, 1e-3)))
-    left = (now - run.begin) / run.progress * (1 - run.progress) if run.progress > 0.02 else None
+    left = run.spent / run.progress * (1 - run.progress) if run.progress > 0.02 else None
     run.log.emit(Progress(phase="train", step=run.step, total=total, seconds_left=left))
 
 
-def _save(run: MetaRun) -> None:
+def _scores(run: MetaRun) -> dict[str, float | None]:
+    """What the finished starting point is good for, by structure; None where nobody else's scan can tell."""
+    tasks, scores = run.learner.tasks.single(), {}
+    for number, task in enumerate(tasks):
+        run.log.emit(Progress(phase="predict", step=number, total=len(tasks)))
+        dice = run.learner.score(task)
+        scores[run.learner.tasks.name(task)] = None if dice is None else round(dice, 4)
+    return scores
+
+
+def _save(run: MetaRun, scores: dict[str, float | None] | None = None) -> None:
     """The starting point as it is, with its card."""
     save_tensors(run.folder.best, _weights(run), {"step": str(run.step)})
-    scores = {name: round(dice, 4) for name, dice in run.learner.recent().items()}
-    spent = round(time.monotonic() - run.begin)
-    card = read_json(run.folder.card) | {"meta_steps": run.step, "seconds": spent, "query_dice": scores}
+    made = {"meta_steps": run.step, "seconds": round(run.spent), "query_dice": scores or {}}
+    card = read_json(run.folder.card) | made
     write_json(run.folder.card, card)
     _write_readme(run, card)
 
@@ -184,9 +207,13 @@ def _write_readme(run: MetaRun, card: dict[str, Any]) -> None:
         f"| {one['reference'] or 'not given'} |"
         for one in card["trained_on"]
     ]
-    scores = [f"| {name} | {dice:.2f} |" for name, dice in card["query_dice"].items()]
+    scores = [
+        f"| {name} | {'not measured, one patient alone shows it' if dice is None else f'{dice:.2f}'} |"
+        for name, dice in card["query_dice"].items()
+    ]
     steps = (
-        f"Mean Dice on other patients' scans of the same studies after {INNER_STEPS} steps on 1 to {SHOTS} scans, of"
+        f"Mean Dice of patches, half of them about the structure, in other patients' scans of the same studies after "
+        f"{INNER_STEPS} steps on 1 to {SHOTS}"
     )
     other = " or one" if plan.channels > 1 else " or several"
     lines = [
@@ -207,7 +234,7 @@ def _write_readme(run: MetaRun, card: dict[str, Any]) -> None:
         "",
     ]
     if scores:
-        lines += [f"{steps} the last", "tasks. These scans were trained on in other tasks, so this is no test:", ""]
+        lines += [f"{steps} scans. All were trained on in other tasks, so this is no test:", ""]
         lines += ["| study: structure | Dice |", "|---|---|", *scores, ""]
     with replacing(run.folder.path / "README.md") as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")

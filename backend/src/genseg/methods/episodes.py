@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from genseg.augment import REFERENCE, Strength
 from genseg.methods.synthesis import label_of, meta_plan
 from genseg.prepare import Prepared
 from genseg.sampling import Sampler
@@ -49,19 +50,34 @@ class Tasks:
         if len(structures) > 1 and float(torch.rand(1, generator=rng)) < UNION:
             order = torch.randperm(len(structures), generator=rng)[: 2 + _below(len(structures) - 1, rng)].tolist()
             chosen = {structures[i] for i in order}
-        of_scan = self.studies[which].study.patients
-        scans = [i for i, one in enumerate(shown) if chosen & one.keys()]
+        return self.of(Task(which, tuple(sorted(chosen))), rng)
+
+    def single(self) -> list[Task]:
+        """Every structure of every study that a scan shows."""
+        return [
+            Task(which, (structure,))
+            for which, sampler in enumerate(self.samplers)
+            for structure in sorted({k for one in sampler.foreground for k in one})
+        ]
+
+    def of(self, task: Task, rng: torch.Generator) -> Episode:
+        """Scans that show the task's structures: 1 to SHOTS patients' are labelled, the others' ask."""
+        of_scan = self.studies[task.study].study.patients
+        shown = self.samplers[task.study].foreground
+        scans = [i for i, one in enumerate(shown) if {*task.structures} & one.keys()]
         patients = list(dict.fromkeys(of_scan[i] for i in scans))
         shots = 1 + _below(max(1, min(SHOTS, len(patients) - 1)), rng)
         given = {patients[i] for i in torch.randperm(len(patients), generator=rng)[:shots].tolist()}
         support = [i for i in scans if of_scan[i] in given]
         query = [i for i in scans if of_scan[i] not in given]
-        return Episode(Task(which, tuple(sorted(chosen))), support, query)
+        return Episode(task, support, query)
 
-    def load(self, task: Task, scans: list[int], rng: torch.Generator, small: bool = False) -> Batch:
+    def load(
+        self, task: Task, scans: list[int], rng: torch.Generator, strength: Strength = REFERENCE, small: bool = False
+    ) -> Batch:
         """A batch of changed patches from some scans of the task's study, as training or (`small`) level 3 draws."""
         sampler, plan = (self.small if small else self.samplers)[task.study], self.studies[task.study].plan
-        image, layout = sampler.load(sampler.draw(max(2, plan.batch // 2), rng, scans, task.structures))
+        image, layout = sampler.load(sampler.draw(max(2, plan.batch // 2), rng, scans, task.structures), strength)
         wanted = torch.tensor(task.structures, device=layout.device)
         return image, torch.isin(label_of(layout, plan.classes), wanted).long()
 

@@ -5,8 +5,9 @@
 
 z is found by conjugate gradients, which ask only for products with H: nothing is propagated back through the steps that
 led to φ*, and memory does not grow with their number. H alone is indefinite, but at φ* I + H/λ is not. Where few steps
-have not led there, a direction may bend downwards so much that it is not followed; then the search ends with the best
-it has had. Without such a limit z came out up to eight times as long as the gradient that it stands for.
+have not led there, a direction may bend downwards so much that it is not followed; then the search ends where it is.
+Without such a limit z came out up to eight times as long as the gradient that it stands for. Every direction followed
+brings z nearer to the solution, although the residual may grow on the way, with few sharp directions beyond ‖b‖.
 
 Weights are dictionaries by name; the vectors of the linear system are flat, [number of weights].
 """
@@ -49,10 +50,11 @@ def adapt(
 
 @dataclass
 class Solution:
-    """What conjugate gradients found; `residuals`: ‖b − A x‖ / ‖b‖ before each step and after the last."""
+    """What conjugate gradients found; `residuals`: ‖b − A x‖ / ‖b‖ before each step and after the last, which is of x."""
 
     x: Tensor
     residuals: list[float]
+    refused: bool = False  # not even the first direction could be followed
 
 
 def conjugate_gradient(
@@ -63,33 +65,32 @@ def conjugate_gradient(
     tolerance: float = CG_TOLERANCE,
     least: float = 0.0,
 ) -> Solution:
-    """x with A x = `right`, A symmetric and given by its products; `start` is taken where it is better than 0.
+    """x with A x = `right`, A symmetric and given by its products.
 
-    Ends early where the residual is small enough or a direction's curvature is not above `least`. Of the points on the
-    way the one with the smallest residual is returned.
+    `start` is taken where ½ xᵀA x − bᵀx is below the 0 of x = 0. The search ends where the residual is small enough or
+    a direction's curvature is not above `least`.
     """
-    size = float(right.norm())
+    size = max(float(right.norm()), 1e-30)
     x, residual = torch.zeros_like(right), right.clone()
     if start is not None:
-        left = right - product(start)
-        if float(left.norm()) < size:
-            x, residual = start.clone(), left
-    residuals, best = [float(residual.norm()) / max(size, 1e-30)], x
-    direction = residual.clone()
-    for _ in range(steps):
+        along = product(start)
+        bent = float(start @ along)
+        if bent > least * float(start @ start) and bent / 2 < float(right @ start):
+            x, residual = start.clone(), right - along
+    residuals, direction = [float(residual.norm()) / size], residual.clone()
+    for step in range(steps):
         if residuals[-1] <= tolerance:
             break
         along = product(direction)
         curvature = float(direction @ along)
         if not curvature > least * float(direction @ direction) or not math.isfinite(curvature):
-            break
+            return Solution(x, residuals, refused=step == 0)
         before = float(residual @ residual)
         x = x + (before / curvature) * direction
         residual = residual - (before / curvature) * along
         direction = residual + (float(residual @ residual) / before) * direction
         residuals.append(float(residual.norm()) / size)
-        best = x if residuals[-1] <= min(residuals) else best
-    return Solution(best, residuals)
+    return Solution(x, residuals)
 
 
 def hessian_product(loss: Loss, at: Parameters) -> Callable[[Parameters], Parameters]:
@@ -122,8 +123,8 @@ def implicit_gradient(
         return vector + flat(curvature(split(vector, like))) / strength
 
     solution = conjugate_gradient(product, flat(slope), start, steps, tolerance, LEAST)
-    if not bool(solution.x.any()):
-        solution = Solution(flat(slope), solution.residuals)
+    if solution.refused:
+        solution = Solution(flat(slope), solution.residuals, refused=True)
     return split(solution.x, like), solution
 
 

@@ -6,12 +6,12 @@ the starting point θ that is learned.
 
 import math
 import statistics
-from collections import deque
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from genseg.augment import UNCHANGED
 from genseg.device import Device
 from genseg.methods.episodes import Batch, Episode, Task, Tasks
 from genseg.methods.hypergradient import Parameters, call, value_and_gradient
@@ -26,7 +26,7 @@ INNER_STEPS = 10
 INNER_RATE = 1e-2
 TASKS = 2  # of a meta-step
 GRADIENT_CLIP = 12.0
-RECENT = 20  # episodes of a structure whose scores are kept
+SCORED = 3  # episodes of a structure by which a starting point is judged
 REMEMBERED = 32  # structures whose last solution is kept
 OUTPUT = "output_block."  # names of the last layer's weights begin so
 
@@ -43,7 +43,6 @@ class MetaLearner:
     seed: int
     heads: dict[Task, Parameters] = field(default_factory=dict)  # of plain pretraining: each task keeps its last layer
     earlier: dict[Task, Tensor] = field(default_factory=dict)  # solutions from which conjugate gradients begin
-    dices: dict[Task, deque[float]] = field(default_factory=dict)  # of the last episodes of each task
 
     def step(self, step: int) -> dict[str, float] | None:
         """A few tasks, then one step of the optimiser. → mean query loss and Dice, and what the method tells.
@@ -51,7 +50,7 @@ class MetaLearner:
         None, and nothing has changed, where a loss or a gradient is not finite.
         """
         self.optimiser.zero_grad(set_to_none=True)
-        seen = [self._task(stream(self.seed, f"task {number}", step)) for number in range(TASKS)]
+        seen = [self._task(number, step) for number in range(TASKS)]
         weights = [p for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None]
         length = float(nn.utils.clip_grad_norm_(weights, GRADIENT_CLIP))
         if not all(map(math.isfinite, [length, *(value for one in seen for value in one.values())])):
@@ -64,29 +63,57 @@ class MetaLearner:
         """θ."""
         return {name: p for name, p in self.network.named_parameters() if not name.startswith(OUTPUT)}
 
-    def recent(self) -> dict[str, float]:
-        """Mean query Dice of the last episodes of each single structure, by its name."""
-        return {self.tasks.name(task): statistics.mean(dices) for task, dices in sorted(self.dices.items())}
+    def score(self, task: Task) -> float | None:
+        """Mean query Dice of a task after adapting θ as it is; None where one patient alone shows the structures.
 
-    def _task(self, rng: torch.Generator) -> dict[str, float]:
+        Of patches as they are, half of them about the structures, in scans that other tasks have learned from.
+        """
+        dices = []
+        for number in range(SCORED):
+            rng = Streams(self.seed, f"score {self.tasks.name(task)}", number)
+            episode = self.tasks.of(task, rng.of("episode"))
+            query = self.tasks.load(task, episode.query, rng.of("query"), UNCHANGED) if episode.query else None
+            if query is not None and bool(query[1].any()):
+                dices.append(self._dice(self._adapted(self._theta(rng), episode, rng), query))
+        return statistics.mean(dices) if dices else None
+
+    def _task(self, number: int, step: int) -> dict[str, float]:
         """Adds a task's gradient to that of θ."""
-        episode = self.tasks.draw(rng)
+        rng = Streams(self.seed, f"task {number}", step)
+        episode = self.tasks.draw(rng.of("episode"))
         if self.method == "pretrain":
             return self._pretrain(episode, rng)
-        theta = {name: p.detach() for name, p in self.start().items()} | fresh_output(self.network, rng)
-        support = [self.tasks.load(episode.task, episode.support, rng) for _ in range(INNER_STEPS)]
-        query = self.tasks.load(episode.task, episode.query or episode.support, rng)
-        phi = adapt(lambda weights, step: self._loss(weights, support[step]), theta, STRENGTH, INNER_STEPS, INNER_RATE)
+        theta = self._theta(rng)
+        phi = self._adapted(theta, episode, rng)
+        query = self.tasks.load(episode.task, episode.query or episode.support, rng.of("query"))
         loss, slope = value_and_gradient(lambda weights: self._loss(weights, query), phi)
-        seen = {"loss/query": float(loss)} | self._scores(phi, query, episode)
+        seen = {"loss/query": float(loss)}
+        if episode.query and bool(query[1].any()):  # else the same scans ask, or nothing is to be found
+            seen["dice/query"] = self._dice(phi, query)
         if self.method == "imaml":
-            near = self.tasks.load(episode.task, episode.support, rng, small=True)
+            near = self.tasks.load(episode.task, episode.support, rng.of("near"), small=True)
             slope, solution = self._implicit(slope, phi, episode.task, near)
-            seen |= {"imaml/residual": solution.residuals[-1], "imaml/steps": len(solution.residuals) - 1.0}
+            seen |= {
+                "imaml/residual": solution.residuals[-1],
+                "imaml/steps": len(solution.residuals) - 1.0,
+                "imaml/first_order": float(solution.refused),
+            }
         elif self.method == "reptile":
             slope = {name: theta[name] - phi[name] for name in theta}
         self._add(slope, self.start())
         return seen
+
+    def _theta(self, rng: "Streams") -> Parameters:
+        """θ with a new last layer."""
+        return {name: p.detach() for name, p in self.start().items()} | fresh_output(self.network, rng.of("last layer"))
+
+    def _adapted(self, theta: Parameters, episode: Episode, rng: "Streams") -> Parameters:
+        """φ*; every inner step loads its own batch, so that none is kept."""
+
+        def loss(weights: Parameters, step: int) -> Tensor:
+            return self._loss(weights, self.tasks.load(episode.task, episode.support, rng.of(f"support {step}")))
+
+        return adapt(loss, theta, STRENGTH, INNER_STEPS, INNER_RATE)
 
     def _implicit(self, slope: Parameters, phi: Parameters, task: Task, support: Batch) -> tuple[Parameters, Solution]:
         """(I + H/λ)⁻¹ ∇L_query with H on a batch of small patches, from where the same structure's search has ended."""
@@ -100,11 +127,11 @@ class MetaLearner:
                 del self.earlier[next(iter(self.earlier))]
         return found, solution
 
-    def _pretrain(self, episode: Episode, rng: torch.Generator) -> dict[str, float]:
+    def _pretrain(self, episode: Episode, rng: "Streams") -> dict[str, float]:
         """An ordinary training step of the shared weights and of the task's own last layer."""
-        batch = self.tasks.load(episode.task, sorted({*episode.support, *episode.query}), rng)
+        batch = self.tasks.load(episode.task, sorted({*episode.support, *episode.query}), rng.of("batch"))
         if episode.task not in self.heads:
-            head = {name: p.requires_grad_() for name, p in fresh_output(self.network, rng).items()}
+            head = {name: p.requires_grad_() for name, p in fresh_output(self.network, rng.of("last layer")).items()}
             self.heads[episode.task] = head
             self.optimiser.add_param_group({"params": list(head.values()), "lr": self.optimiser.param_groups[0]["lr"]})
         weights = self.start() | self.heads[episode.task]
@@ -125,17 +152,24 @@ class MetaLearner:
         return segmentation_loss(logits, batch[1]).mean()
 
     @torch.no_grad()
-    def _scores(self, weights: Parameters, batch: Batch, episode: Episode) -> dict[str, float]:
-        """Query Dice of the patches that show something; none where the same scans ask."""
+    def _dice(self, weights: Parameters, batch: Batch) -> float:
+        """Of the patches that show something."""
         shows = batch[1].flatten(1).any(1)
-        if not episode.query or not bool(shows.any()):
-            return {}
         with self.device.autocast():
             logits = call(self.network, weights, batch[0])
-        dice = float(dice_agreement(logits, batch[1])[shows].mean())
-        if len(episode.task.structures) == 1:
-            self.dices.setdefault(episode.task, deque(maxlen=RECENT)).append(dice)
-        return {"dice/query": dice}
+        return float(dice_agreement(logits, batch[1])[shows].mean())
+
+
+@dataclass
+class Streams:
+    """Random numbers of a task, one stream for each purpose: nothing depends on what was drawn before."""
+
+    seed: int
+    task: str
+    step: int
+
+    def of(self, purpose: str) -> torch.Generator:
+        return stream(self.seed, f"{self.task}: {purpose}", self.step)
 
 
 def fresh_output(network: nn.Module, rng: torch.Generator) -> Parameters:
