@@ -134,12 +134,23 @@ class RunList:
 
 
 def isRunFolder(path: Path) -> bool:
-    """Whether a folder was made by a training: it has settings that name a method and a study."""
+    """Whether a folder was made by a training: it has settings that name a method and a study.
+
+    A starting model that was passed on has none, but a card that names what it was learned from.
+    """
     path = Path(path)
     if path.name.startswith(".") or not path.is_dir():
         return False
     settings = readJson(path / "settings.json")
-    return settings.get("method") in _METHODS + _META_METHODS and "dataset" in settings and "out" in settings
+    if settings.get("method") in _METHODS + _META_METHODS and "dataset" in settings and "out" in settings:
+        return True
+    return _isPassedOn(path)
+
+
+def _isPassedOn(path: Path) -> bool:
+    """Whether a folder holds a starting model without the files that name folders of another computer."""
+    known = readJson(path / "card.json").get("trained_on") and (path / "plan.json").is_file()
+    return bool(known) and not (path / "settings.json").exists()
 
 
 def _studies(path: Path) -> list[Path]:
@@ -162,14 +173,14 @@ def readRun(path: Path, running: bool | None = None) -> Run:
     ended = _lastEnd(path / "events.jsonl")
     usable = (path / "checkpoints" / "best.safetensors").is_file()
     begun = (path / "checkpoints" / "last.safetensors").is_file()
-    kind = _kind(path, ended, usable or begun, running)
+    kind = RunKind.FINISHED if usable and _isPassedOn(path) else _kind(path, ended, usable or begun, running)
     labels = (study.get("labels") or {}).get("labels") or []
     card = readJson(path / "card.json")
     learnedFrom = [str(one.get("name")) for one in card.get("trained_on") or []]
     return Run(
         path=path,
         kind=kind,
-        method=str(settings.get("method", "")),
+        method=str(settings.get("method") or card.get("method") or ""),
         date=_date(path),
         dice=_dice(readJson(path / "metrics.json")),
         labels=[str(label.get("name")) for label in labels if label.get("value") != 0],
@@ -268,7 +279,8 @@ def _date(path: Path) -> float:
         with (path / "events.jsonl").open("rb") as file:
             return float(json.loads(file.readline(_TAIL))["time"])
     except (OSError, ValueError, KeyError, TypeError):
-        return (path / "settings.json").stat().st_mtime
+        passedOn = path / "card.json"
+        return (passedOn if passedOn.exists() else path / "settings.json").stat().st_mtime
 
 
 def _dice(metrics: dict) -> float | None:

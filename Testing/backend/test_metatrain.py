@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_together import genseg
-from tiny_run import tensors, tiny_study
+from tiny_run import ENVIRONMENT, tensors, tiny_study
 
 from genseg.device import find_device
 from genseg.errors import RunFailed
@@ -209,8 +212,8 @@ def test_learning_goes_on_from_an_earlier_starting_model(model, studies, tmp_pat
     settings = settings_of(studies, tmp_path / "again", method="pretrain", init=model)
     ready = prepare_studies(settings, EventLog(), Start(model))
     again = learner_of(ready, plan_of(ready), settings)
-    anew = start.copy_to(again.network, 3)
-    assert len(anew) == 2  # weight and bias of the last layer
+    anew = start.copy_to(again.network, again.tasks.studies[0].plan)
+    assert len(anew) == 2 and all(name.startswith(OUTPUT) for name in anew)  # weight and bias of the last layer
     assert all(torch.equal(p, start.weights[name]) for name, p in again.start().items())
 
 
@@ -219,6 +222,76 @@ def test_what_only_runs_have_is_refused_for_a_starting_model(model, tmp_path):
         done = genseg(*arguments)
         assert done.returncode == 2 and "This is a starting model and no run" in done.stderr, done.stderr
     assert not (model / "report.html").exists()
+
+
+def damaged(model: Path, to: Path, **tensors: torch.Tensor) -> Path:
+    """A copy of the model with some weights replaced."""
+    shutil.copytree(model, to)
+    weights = load_file(RunFolder(to).best)
+    save_file(weights | tensors, RunFolder(to).best)
+    return to
+
+
+def test_a_starting_model_whose_weights_are_another_networks_or_not_finite_is_refused(model, tmp_path):
+    weight = load_file(RunFolder(model).best)[INPUT]
+    for name, wrong, words in (
+        ("more", {"unknown": weight}, "another network"),
+        ("shape", {INPUT: weight[:8].contiguous()}, "another network"),
+        ("nan", {INPUT: weight * float("nan")}, "not learned anything usable"),
+    ):
+        with pytest.raises(RunFailed, match=words):
+            StartingModel.load(damaged(model, tmp_path / name, **wrong))
+
+
+@pytest.mark.parametrize("change", [{"meta_steps": 0}, {"trained_on": None}, {"trained_on": [{"name": "x"}]}])
+def test_a_starting_model_whose_card_says_nothing_usable_is_refused(model, tmp_path, change):
+    shutil.copytree(model, tmp_path / "copy")
+    card = tmp_path / "copy" / "card.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | change))
+    with pytest.raises(RunFailed):
+        StartingModel.load(tmp_path / "copy")
+
+
+def test_until_something_was_learned_there_is_no_model(studies, tmp_path, few, monkeypatch):
+    def stop(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("genseg.metatrain._fit", stop)
+    with pytest.raises(KeyboardInterrupt):
+        meta_train(settings_of(studies, tmp_path / "model"), EventLog())
+    with pytest.raises(RunFailed, match=r"lacks best\.safetensors"):
+        StartingModel.load(tmp_path / "model")
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import torch
+from genseg.events import EventLog
+from genseg.metatrain import learner_of, plan_of, prepare_studies
+from genseg.methods import metalearn
+from genseg.settings import MetaSettings
+torch.set_num_threads(1)
+first, second, out = map(Path, sys.argv[1:])
+settings = MetaSettings(dataset=first, more=[second], out=out, device="cpu", iterations=1, method="first-order")
+ready = prepare_studies(settings, EventLog())
+learner, peaks = learner_of(ready, plan_of(ready), settings), []
+# Only what the steps keep is measured: the images, a few bytes beside what a network keeps for its way back.
+learner._loss = lambda weights, batch, exact=False: sum(p.sum() for p in weights.values()) + batch[0].mean()
+for steps in (3, 60):
+    metalearn.INNER_STEPS = steps
+    learner._task(0, 0)
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peaks[1] - peaks[0])
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_inner_steps(studies, tmp_path):
+    """3 steps of a task, then 60, whose batches alone would be 30 MB and more."""
+    command = [sys.executable, "-c", MEMORY, *map(str, studies), str(tmp_path / "model")]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 10_000, "kB"
 
 
 @pytest.mark.parametrize("gone", ["best.safetensors", "plan.json"])

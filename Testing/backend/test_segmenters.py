@@ -23,7 +23,7 @@ from genseg.networks import segmenters as module
 from genseg.plan import Plan
 from genseg.runfolder import RunFolder, read_json
 from genseg.settings import SEGMENTERS
-from genseg.startingmodel import StartingModel, _plain
+from genseg.startingmodel import BACKGROUND, StartingModel, _plain, last_layer
 from genseg.study import read_study
 from genseg.trial import tried
 
@@ -152,10 +152,30 @@ def test_a_starting_model_gives_its_weights_to_a_plain_and_to_a_prompted_network
     methods = ("genseg", "versemi") if prompted else ("versemi", "genseg")
     giver, taker = (built(ready, method).joint for method in methods)
     weights = {_plain(n): p for n, p in giver.segmenter.state_dict().items()}
-    StartingModel(Path("model"), giver.plan, weights, False, []).copy_to(taker.segmenter, taker.plan.channels)
+    StartingModel(Path("model"), giver.plan, weights, []).copy_to(taker.segmenter, taker.plan)
     mine = {_plain(n): p for n, p in taker.segmenter.named_parameters()}
     common = [n for n, p in mine.items() if n in weights and weights[n].shape == p.shape]
     assert len(common) >= 4 and all(torch.equal(mine[n], weights[n]) for n in common)
+
+
+@pytest.mark.parametrize(
+    "name", ["unet", "attention_unet", "segresnet", "swin_unetr", "deeplabv3", "own_networks:small"]
+)
+def test_the_last_layer_of_every_network_goes_by_the_names_of_structures(name, data):
+    """The model knows two structures, of which the new study asks for the second, and for another one."""
+    ready = prepared(data, "isic2017", 2)
+    plan = ready.plan.model_copy(update={"segmenter": name, "classes": 3, "patch": [64, 64]})
+    known, wanted = ({BACKGROUND: 0, "old": 1, "both": 2}, {BACKGROUND: 0, "both": 1, "new": 2})
+    giver, taker = build_segmenter(plan), build_segmenter(plan)
+    before = {n: p.detach().clone() for n, p in taker.named_parameters()}
+    weights = {_plain(n): p.detach() + 1 for n, p in giver.state_dict().items()}
+    anew = StartingModel(Path("model"), plan, weights, [], known).copy_to(taker, plan, wanted)
+    last, mine = last_layer(taker, plan), dict(taker.named_parameters())
+    assert sorted(anew) == sorted(last) and len(last) >= 2
+    for n in last:
+        assert torch.equal(mine[n][0], weights[n][0]) and torch.equal(mine[n][1], weights[n][2])
+        assert torch.equal(mine[n][2], before[n][2])
+    assert all(torch.equal(p, weights[n]) for n, p in mine.items() if n not in last)
 
 
 @pytest.mark.parametrize("name", ["attention", "unused_and_frozen"])

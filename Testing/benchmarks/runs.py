@@ -1,6 +1,7 @@
 """What the benchmark trains: sets, arms and grids of one training, and the table of those that are done."""
 
 import csv
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -51,8 +52,10 @@ class Run:
     tested: str = "test"
 
     def row(self) -> Row:
-        """The row's first part; a starting model is known by the name of its folder, wherever that lies."""
-        values = astuple(replace(self, start=Path(self.start).name))
+        """The row's first part; a starting model is known by its folder's name and its meta-steps, wherever it lies."""
+        card = Path(self.start) / "card.json"
+        steps = f" ({json.loads(card.read_text())['meta_steps']} steps)" if self.start and card.exists() else ""
+        values = astuple(replace(self, start=Path(self.start).name + steps))
         return {name: str(value) for name, value in zip(KEY, values, strict=True)}
 
     @property

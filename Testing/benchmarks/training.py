@@ -111,7 +111,7 @@ def prepared(run: Run, studies: list[Study], target: Device) -> RunState:
     """Scans in memory, on the plan that a processor gets, with the run's start and the arm's changes."""
     settings, log = run.settings(), EventLog()
     start = StartingModel.load(Path(run.start)) if run.start else None
-    if start is not None and (known := {one["name"] for one in start.trained_on} & {one.name for one in studies}):
+    if start is not None and (known := {one.name for one in start.trained_on} & {one.name for one in studies}):
         raise ValueError(f"{run.start} was learned from {', '.join(known)}, and that is what it would be tested on.")
 
     def shape(plan: Plan) -> Plan:

@@ -168,6 +168,19 @@ def test_a_starting_model_is_listed_says_what_it_is_for_and_can_be_removed(tmp_p
     assert not folder.exists()
 
 
+def test_a_starting_model_that_was_passed_on_without_its_settings_is_listed_and_can_be_removed(tmp_path):
+    folder = tmp_path / "passed on"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "best.safetensors").write_bytes(b"weights")
+    (folder / "plan.json").write_text("{}")
+    (folder / "card.json").write_text(json.dumps({"method": "imaml", "trained_on": [{"name": "liver"}]}))
+    (folder / "README.md").write_text("# A starting model")
+    run = one(tmp_path)
+    assert run.kind is RunKind.FINISHED and run.method == "imaml" and run.learnedFrom == ["liver"] and not run.usable
+    RunList(tmp_path).remove(run)
+    assert not folder.exists()
+
+
 def test_removing_takes_the_run_and_nothing_else(tmp_path):
     makeRun(tmp_path / "keep")
     makeRun(tmp_path / "drop", [STARTED, finished(3)])

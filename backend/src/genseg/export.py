@@ -20,9 +20,9 @@ from genseg.networks import build_segmenter
 from genseg.networks.segmenter import DEFAULT
 from genseg.plan import Plan
 from genseg.prepare import MOST_UNLABELLED, STYLE_SCANS
-from genseg.runfolder import RunFolder, read_json, replacing, write_json
+from genseg.runfolder import RunFolder, replacing, write_json
 from genseg.settings import Settings
-from genseg.startingmodel import described
+from genseg.startingmodel import BUNDLED, Studied, origin_of, trained_on
 from genseg.study import Study
 from genseg.versions import version_of
 
@@ -44,8 +44,7 @@ def export_bundle(run: RunFolder, out: Path) -> None:
             "Train on, or look for errors in events.jsonl.",
         )
     plan, study, settings = Plan.load(run.plan), Study.load(run.study), Settings.load(run.settings)
-    origin = read_json(run.origin) if run.origin.exists() else []
-    seen = _trained_on(study, settings, origin)
+    sources, seen = trained_on(run), _trained_on(study, settings, origin_of(run))
     network = _network_with_weights(plan, run.best)
     _write(out / "models" / "model.safetensors", lambda path: save_model(network, str(path)))
     weights = network.state_dict()
@@ -55,8 +54,9 @@ def export_bundle(run: RunFolder, out: Path) -> None:
     write_json(out / "configs" / "inference.json", inference_config(plan, study.labels, OVERLAP))
     write_json(out / "configs" / "label_table.json", study.labels.model_dump(mode="json"))
     write_json(out / "configs" / "plan.json", plan.model_dump(mode="json"))
+    write_json(out / BUNDLED, [one.model_dump() for one in sources])
     _write_text(out / "docs" / "README.md", _readme(plan, study, settings, seen))
-    _write_text(out / "docs" / "license.txt", _license(study, origin))
+    _write_text(out / "docs" / "license.txt", _license(sources))
     write_json(
         out / "configs" / "metadata.json", metadata(plan, study, settings, seen)
     )  # last: now the bundle is complete
@@ -135,12 +135,12 @@ def metadata(plan: Plan, study: Study, settings: Settings, trained_on: str) -> d
     }
 
 
-def _trained_on(study: Study, settings: Settings, origin: list[dict[str, Any]]) -> str:
+def _trained_on(study: Study, settings: Settings, origin: list[Studied]) -> str:
     """Which scans the model has seen, in words."""
     learns = settings.learn_unlabelled and settings.method != "supervised"
     most = min(len(study.unlabeled), MOST_UNLABELLED if settings.mixes else STYLE_SCANS)
     without = f"up to {most}" if learns and most else "no"  # those that look unlike the labelled ones do not count
-    start = f", beginning from a model trained on {', '.join(one['name'] for one in origin)}" if origin else ""
+    start = f", beginning from a model trained on {', '.join(one.name for one in origin)}" if origin else ""
     together = f", together with other studies ({len(settings.more)})" if settings.more else ""
     return f"{len(study.training)} labelled and {without} unlabelled scans of the study '{study.name}'{together}{start}"
 
@@ -233,8 +233,8 @@ models/model.safetensors and models/model.pt hold the same weights; inference.js
 """
 
 
-def _license(study: Study, origin: list[dict[str, Any]]) -> str:
-    terms = "\n".join(f"- {one['name']}: {one['licence']}" for one in [*origin, described(study)])
+def _license(sources: list[Studied]) -> str:
+    terms = "\n".join(f"- {one.name}: {one.licence}" for one in sources)
     return f"""The configuration files and the documentation of this bundle were written by genseg {__version__} and are
 licensed under the Apache License, Version 2.0 (https://www.apache.org/licenses/LICENSE-2.0).
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -12,13 +11,13 @@ from genseg.device import is_out_of_memory
 from genseg.errors import EXIT_OK, EXIT_STOPPED, Fault, InputFaults, RunFailed
 from genseg.events import EventLog, Finished, Metric, Planned, Progress, Started
 from genseg.methods.episodes import SHOTS, Tasks, with_channels
-from genseg.methods.metalearn import INNER_STEPS, MetaLearner
+from genseg.methods.metalearn import INNER_STEPS, OUTPUT, MetaLearner
 from genseg.networks import build_segmenter
 from genseg.plan import Plan
 from genseg.prepare import Prepared, prepare, versions
-from genseg.runfolder import RunFolder, building, read_json, replacing, write_json
+from genseg.runfolder import RunFolder, building, read_model, replacing, write_json
 from genseg.settings import MetaSettings
-from genseg.startingmodel import Start, StartingModel, described
+from genseg.startingmodel import Card, Start, StartingModel, described
 from genseg.state import save_tensors, seeded
 
 RATE = 1e-3
@@ -75,10 +74,11 @@ def learn_from(
     """The same with the studies at hand, of one number of channels and one network."""
     plan = plan_of(studies)
     run = MetaRun(RunFolder(settings.out), settings, learner_of(studies, plan, settings), plan, log, now)
-    if start is not None:
-        start.copy_to(run.learner.network, plan.channels)
+    anew = [] if start is None else start.copy_to(run.learner.network, plan)
     _create(run, studies, start)
     log.open(run.folder.events)
+    if start is not None:
+        start.tell(run.learner.network, [name for name in anew if not name.startswith(OUTPUT)], [], log)
     log.emit(
         Started(version=__version__, run=str(run.folder.path), method=settings.method, device=studies[0].device.name)
     )
@@ -122,10 +122,15 @@ def _create(run: MetaRun, studies: list[Prepared], start: StartingModel | None) 
     with building(run.folder.path) as made:
         run.settings.save(made.settings)
         run.plan.save(made.plan)
-        trained_on = [described(one.study) for one in studies]
         earlier = [] if start is None else start.trained_on
-        trained_on = earlier + [one for one in trained_on if one not in earlier]
-        write_json(made.card, {"method": run.settings.method, "genseg": __version__, "trained_on": trained_on})
+        own = [described(one.study) for one in studies]
+        card = Card(
+            method=run.settings.method,
+            genseg=__version__,
+            trained_on=earlier + [one for one in own if one not in earlier],
+            began_from=None if start is None else start.card,
+        )
+        write_json(made.card, card.model_dump())
 
 
 def _fit(run: MetaRun) -> int:
@@ -189,8 +194,8 @@ def _save(run: MetaRun, scores: dict[str, float | None] | None = None) -> None:
     """The starting point as it is, with its card."""
     save_tensors(run.folder.best, _weights(run), {"step": str(run.step)})
     made = {"meta_steps": run.step, "seconds": round(run.spent), "query_dice": scores or {}}
-    card = read_json(run.folder.card) | made
-    write_json(run.folder.card, card)
+    card = read_model(Card, run.folder.card).model_copy(update=made)
+    write_json(run.folder.card, card.model_dump())
     _write_readme(run, card)
 
 
@@ -199,22 +204,24 @@ def _weights(run: MetaRun) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in run.learner.start().items()}
 
 
-def _write_readme(run: MetaRun, card: dict[str, Any]) -> None:
+def _write_readme(run: MetaRun, card: Card) -> None:
     """The card for people."""
     plan = run.plan
     rows = [
-        f"| {one['name']} | {', '.join(one['structures'])} | {one['labelled_scans']} | {one['licence']} "
-        f"| {one['reference'] or 'not given'} |"
-        for one in card["trained_on"]
+        f"| {one.name} | {', '.join(one.structures)} | {one.labelled_scans} | {one.licence} "
+        f"| {one.reference or 'not given'} |"
+        for one in card.trained_on
     ]
     scores = [
         f"| {name} | {'not measured, one patient alone shows it' if dice is None else f'{dice:.2f}'} |"
-        for name, dice in card["query_dice"].items()
+        for name, dice in card.query_dice.items()
     ]
     steps = (
         f"Mean Dice of patches, half of them about the structure, in other patients' scans of the same studies after "
         f"{INNER_STEPS} steps on 1 to {SHOTS}"
     )
+    before = card.began_from
+    began = "" if before is None else f", going on from {before.meta_steps} steps of {before.method}"
     other = " or one" if plan.channels > 1 else " or several"
     lines = [
         "# A starting model of GenSeg",
@@ -222,9 +229,10 @@ def _write_readme(run: MetaRun, card: dict[str, Any]) -> None:
         f"For {plan.dims}D networks and scans of {plan.channels} channel(s){other}. It segments nothing by itself: "
         "give it to `genseg train --init`, or as *Starting model* in 3D Slicer, together with 1 to 5 labelled scans.",
         "",
-        f"Learned by {card['method']} in {card['meta_steps']} meta-steps, seed {run.settings.seed}, with GenSeg "
-        f"{card['genseg']}. To pass it on, `README.md`, `card.json`, `plan.json` and `checkpoints/best.safetensors` "
-        "suffice: weights and numbers, no scan. The other files name folders of the computer it was made on.",
+        f"Learned by {card.method} in {card.meta_steps} meta-steps, seed {run.settings.seed}, with GenSeg "
+        f"{card.genseg}{began}. To pass it on, `README.md`, `card.json`, `plan.json` and "
+        "`checkpoints/best.safetensors` suffice: weights and numbers, no scan. The other files name folders of the "
+        "computer it was made on.",
         "",
         "| study | structures | labelled scans | licence | reference |",
         "|---|---|---|---|---|",

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from genseg.cases import Study
@@ -14,30 +14,61 @@ from genseg.errors import RunFailed
 from genseg.events import EventLog
 from genseg.inference import Predictor
 from genseg.labels import LabelTable
+from genseg.methods.metalearn import OUTPUT
+from genseg.networks import build_segmenter
+from genseg.networks.segmenters.fitting import Fitted
 from genseg.plan import Plan
-from genseg.runfolder import RunFolder, read_json
+from genseg.runfolder import RunFolder, read_json, read_model
 from genseg.segnrrd import same_name
 from genseg.state import RunState, load_tensors
 
 INPUT = "input_block.conv1.conv.weight"  # [f, C, *kernel]
 # How the names of what has a channel for each structure begin; a head's have none for the background.
 HEAD, LAST = "head.", ("head.of_prompt", "head.out.", "output_block.", "deep_supervision_heads.")
+BUNDLED = Path("configs") / "trained_on.json"  # of a bundle: a list of `Studied`
 BACKGROUND, ANY = " background", " any"  # no structure's plain name begins with a blank
+
+
+class Studied(BaseModel):
+    """A study that weights come from."""
+
+    name: str
+    reference: str = ""
+    licence: str = "not given"
+    labelled_scans: int = Field(ge=0)
+    structures: list[str]
+
+
+class Card(BaseModel):
+    """What card.json says of a starting model."""
+
+    method: str
+    genseg: str
+    trained_on: list[Studied]
+    meta_steps: int = Field(default=0, ge=0)
+    seconds: int = Field(default=0, ge=0)
+    query_dice: dict[str, float | None] = {}  # None: one patient alone shows the structure
+    began_from: "Card | None" = None  # the card of the starting model that learning went on from
 
 
 @dataclass
 class StartingModel:
     """Weights under the names of an ordinary network, and the plan that the network was made for.
 
-    `general`: it has no structures of its own, so that the last layer is anew in any case.
+    One of `genseg meta-train` has a card, and no structures of its own: the last layer is anew in any case.
     """
 
     path: Path
     plan: Plan
     weights: dict[str, Tensor]
-    general: bool
-    trained_on: list[dict[str, Any]]  # its studies, as `described`
+    trained_on: list[Studied]
     structures: dict[str, int] = field(default_factory=dict)  # `channels_of`
+    card: Card | None = None
+
+    @property
+    def general(self) -> bool:
+        """Whether it is of `genseg meta-train`."""
+        return self.card is not None
 
     @classmethod
     def load(cls, path: Path) -> "StartingModel":
@@ -45,27 +76,41 @@ class StartingModel:
         folder = RunFolder(path)
         folder.need_one_study()
         if folder.card.exists():
-            if missing := [file.name for file in (folder.plan, folder.best) if not file.exists()]:
-                remedy = "Restore it from a backup, or learn the model again."
-                raise RunFailed("no_model", f"The starting model {path} lacks {' and '.join(missing)}.", remedy)
-            card = read_json(folder.card)
-            return cls(path, Plan.load(folder.plan), load_tensors(folder.best)[0], True, card["trained_on"])
+            return cls._load_general(folder)
         if folder.best.exists() and not folder.study.exists():
             remedy = "A starting model needs its card.json, a run its study.json: copy the whole folder."
             raise RunFailed("no_model", f"{path} holds weights, but does not say for what.", remedy)
         predictor = Predictor.load(path, "cpu")
         weights = {_plain(name): p for name, p in predictor.network.state_dict().items()}
-        own = [described(Study.load(folder.study))] if folder.study.exists() else []
-        earlier = read_json(folder.origin) if folder.origin.exists() else []
-        structures = channels_of(predictor.plan, predictor.table)
-        return cls(path, predictor.plan, weights, False, earlier + own, structures)
+        return cls(path, predictor.plan, weights, trained_on(folder), channels_of(predictor.plan, predictor.table))
+
+    @classmethod
+    def _load_general(cls, folder: RunFolder) -> "StartingModel":
+        """One of `genseg meta-train`, whose weights must be all of its network's but the last layer's."""
+        remedy = "Restore it from a backup, or learn the model again."
+        if missing := [file.name for file in (folder.plan, folder.best) if not file.is_file()]:
+            raise RunFailed("no_model", f"The starting model {folder.path} lacks {' and '.join(missing)}.", remedy)
+        card, plan, weights = read_model(Card, folder.card), Plan.load(folder.plan), load_tensors(folder.best)[0]
+        try:
+            network = build_segmenter(plan)
+        except (ValueError, TypeError, IndexError) as error:
+            raise RunFailed("no_model", f"No network can be made from {folder.plan}: {error}.", remedy) from error
+        needed = {name: p.shape for name, p in network.named_parameters() if not name.startswith(OUTPUT)}
+        if needed != {name: p.shape for name, p in weights.items()}:
+            raise RunFailed("no_model", f"{folder.best} holds weights of another network than plan.json says.", remedy)
+        if not card.meta_steps or not all(bool(p.isfinite().all()) for p in weights.values()):
+            raise RunFailed("no_model", f"The starting model {folder.path} has not learned anything usable.", remedy)
+        return cls(folder.path, plan, weights, card.trained_on, card=card)
 
     def shape(self, plan: Plan) -> Plan:
         """The plan with the network of this model. Raises RunFailed where the model cannot serve such scans."""
         mine, needed = self.plan.channels, plan.channels
         if self.plan.segmenter != plan.segmenter:
             message = f"The starting model {self.path} is a '{self.plan.segmenter}', not a '{plan.segmenter}'."
-            remedy = f"Train '{self.plan.segmenter}' (--segmenter; in Slicer under Advanced), or leave out --init."
+            remedy = (
+                f"Choose a model that is a '{plan.segmenter}', train '{self.plan.segmenter}' (genseg train "
+                "--segmenter; in Slicer under Advanced), or leave out --init."
+            )
             raise RunFailed("init_unfit", message, remedy)
         if self.plan.dims != plan.dims or (self.general and mine != needed and 1 not in (mine, needed)):
             theirs, ours = (f"a {one.dims}D network for {one.channels} channel(s)" for one in (self.plan, plan))
@@ -85,38 +130,46 @@ class StartingModel:
         wanted: dict[str, int] = {}
         for part in state.parts:
             wanted |= channels_of(part.joint.plan, part.prepared.study.labels)
-        anew = self.copy_to(state.joint.segmenter, state.joint.plan.channels, wanted)
-        state.average.network.load_state_dict(state.joint.segmenter.state_dict(), strict=False)
-        if anew and not self.general:
-            share = 1 - sum(p.numel() for p in anew) / sum(p.numel() for p in state.joint.segmenter.parameters())
-            message = f"{share:.0%} of the weights come from {self.path}; {len(anew)} tensors start anew."
-            names = [label.name for part in state.parts for label in part.prepared.study.labels.structures]
-            if unknown := [name for name in names if same_name(name) not in self.structures]:
-                message += f" It does not know {', '.join(unknown)}."
+        network = state.joint.segmenter
+        anew = self.copy_to(network, state.joint.plan, wanted)
+        state.average.network.load_state_dict(network.state_dict(), strict=False)
+        names = [label.name for part in state.parts for label in part.prepared.study.labels.structures]
+        unknown = [] if self.general else [name for name in names if same_name(name) not in self.structures]
+        self.tell(network, [] if self.general else anew, unknown, log)
+
+    def tell(self, network: nn.Module, anew: list[str], unknown: list[str], log: EventLog) -> None:
+        """Warn of weights that begin anew, and of structures that the model does not know."""
+        sizes = {name: p.numel() for name, p in network.named_parameters()}
+        share = 1 - sum(sizes[name] for name in anew) / sum(sizes.values())
+        message = f"{share:.0%} of the weights come from {self.path}; {len(anew)} tensors start anew."
+        if unknown:
+            message += f" It does not know {', '.join(unknown)}."
+        if anew or unknown:
             log.warn("init_partly", message)
 
     @torch.no_grad()
-    def copy_to(self, network: nn.Module, channels: int, wanted: Mapping[str, int] | None = None) -> list[Tensor]:
-        """`wanted`: the network's `channels_of`. → its weights for which this model has none, or not all channels."""
+    def copy_to(self, network: nn.Module, plan: Plan, wanted: Mapping[str, int] | None = None) -> list[str]:
+        """`plan`: the network's, `wanted`: its `channels_of`. → names of its weights that are not all from here."""
         source = dict(self.weights)
-        if self.general:
-            source[INPUT] = _for_channels(source[INPUT], channels)
-        anew: list[Tensor] = []
+        if INPUT in source:
+            source[INPUT] = _for_channels(source[INPUT], plan.channels)
+        last = tuple(last_layer(network, plan)) if isinstance(network, Fitted) else LAST
+        anew: list[str] = []
         for name, p in network.named_parameters():
             given = source.get(_plain(name))
-            if given is None or not self._copied(_plain(name), given, p, wanted or {}):
-                anew.append(p)
+            if given is None or not self._copied(_plain(name), given, p, last, wanted or {}):
+                anew.append(name)
         return anew
 
-    def _copied(self, name: str, given: Tensor, p: Tensor, wanted: Mapping[str, int]) -> bool:
+    def _copied(self, name: str, given: Tensor, p: Tensor, last: tuple[str, ...], wanted: Mapping[str, int]) -> bool:
         """Copy a weight, of a last layer the channels of structures that both know. → whether that was all of it."""
-        if not name.startswith(LAST):
+        if not name.startswith(last):
             if fits := given.shape == p.shape:
                 p.copy_(given)
             return fits
-        if given.shape[1:] != p.shape[1:]:
-            return False
         without = 1 if name.startswith(HEAD) else 0
+        if given.shape[1:] != p.shape[1:] or len(p) != len(wanted) - without:
+            return False
         known = {to: self.structures[key] for key, to in wanted.items() if key in self.structures and to >= without}
         for to, of in known.items():
             p[to - without] = given[of - without]
@@ -153,20 +206,52 @@ def _plain(name: str) -> str:
     return name.removeprefix("backbone.network.").removeprefix("backbone.")
 
 
-def described(study: Study) -> dict[str, Any]:
+def described(study: Study) -> Studied:
     """What a model's card says of a study it was trained on."""
-    return {
-        "name": study.name,
-        "reference": study.reference,
-        "licence": study.licence or "not given",
-        "labelled_scans": len(study.training),
-        "structures": [label.name for label in study.labels.structures],
-    }
+    return Studied(
+        name=study.name,
+        reference=study.reference,
+        licence=study.licence or "not given",
+        labelled_scans=len(study.training),
+        structures=[label.name for label in study.labels.structures],
+    )
+
+
+def origin_of(folder: RunFolder) -> list[Studied]:
+    """The studies that the model was trained on from which a run began."""
+    return [Studied.model_validate(one) for one in read_json(folder.origin)] if folder.origin.exists() else []
+
+
+def trained_on(folder: RunFolder) -> list[Studied]:
+    """The studies that a run's or a bundle's weights come from: of what it began from, then all trained together."""
+    if not folder.study.exists():
+        if not (bundled := folder.path / BUNDLED).exists():
+            return [Studied(name=folder.path.name, licence="unknown", labelled_scans=0, structures=[])]
+        return [Studied.model_validate(one) for one in read_json(bundled)]
+    run = RunFolder(folder.path.parent.parent)
+    together = run.saved_studies() if run.several and folder.path.parent == run.of_studies else [folder]
+    earlier, own = origin_of(folder), [described(Study.load(one.study)) for one in together]
+    return earlier + [one for one in own if one not in earlier]
+
+
+@torch.no_grad()
+def last_layer(network: Fitted, plan: Plan) -> list[str]:
+    """Names of the weights that make the logits: those of the layer that runs last, and the bias behind it."""
+    ran: list[nn.Module] = []
+    layers = [part for part in network.modules() if any(True for _ in part.parameters(recurse=False))]
+    hooks = [part.register_forward_hook(lambda part, *_: ran.append(part)) for part in layers if part is not network]
+    was = network.training
+    network.eval()(torch.zeros(1, plan.channels, *plan.patch, device=network.bias.device))
+    network.train(was)
+    for hook in hooks:
+        hook.remove()
+    made = {id(p) for p in ran[-1].parameters(recurse=False)} if ran else set()
+    return ["bias", *(name for name, p in network.named_parameters() if id(p) in made)]
 
 
 def _for_channels(weight: Tensor, channels: int) -> Tensor:
     """The input layer for scans of one channel instead of several alike, or the reverse; the outcome is the same."""
-    if weight.shape[1] == channels:
+    if weight.shape[1] == channels or 1 not in (weight.shape[1], channels):
         return weight
     if channels == 1:
         return weight.sum(1, keepdim=True)

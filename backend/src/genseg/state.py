@@ -208,7 +208,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        remedy = "Restore the file from a backup, or train again. A model in checkpoints/best.safetensors can be used."
+        remedy = "Restore the file from a backup, or train again."
+        if path.stem == "last":
+            remedy += " A model in checkpoints/best.safetensors can be used."
         raise RunFailed("damaged_checkpoint", f"The file {path} is damaged: {error}.", remedy) from error
 
 

@@ -46,7 +46,7 @@ def differences(studies: list[Study], facts: list[StudyFacts], same_channels: bo
         if len(set(found)) > 1:
             listed = ", ".join(f"{study.name}: {one}" for study, one in zip(studies, found, strict=True))
             rule = f"Studies that are trained together must have the same {what}, but they differ ({listed})."
-            faults.append(Fault("studies_differ", "study", rule, "Train them one by one."))
+            faults.append(Fault("studies_differ", "study", rule, "Take only those of one kind together."))
     trained: dict[Path | str, str] = {}
     for study, fact in zip(studies, facts, strict=True):
         trained |= dict.fromkeys([path for case in study.training for path in case.images], study.name)

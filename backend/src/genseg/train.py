@@ -66,7 +66,7 @@ def _create(run: RunFolder, state: RunState, start: StartingModel | None) -> Non
             part.prepared.study.save(folder.study)
             part.prepared.plan.save(folder.plan)
             if start is not None:
-                write_json(folder.origin, start.trained_on)
+                write_json(folder.origin, [one.model_dump() for one in start.trained_on])
         if len(names) > 1:
             write_json(made.order, names)
         state.save(made.last)

@@ -50,7 +50,7 @@ def adapt(
 
 @dataclass
 class Solution:
-    """What conjugate gradients found; `residuals`: ‖b − A x‖ / ‖b‖ before each step and after the last, which is of x."""
+    """What conjugate gradients found; `residuals`: ‖b − A x‖ / ‖b‖ before each step, and last that of x."""
 
     x: Tensor
     residuals: list[float]
