@@ -22,6 +22,7 @@ from genseg.imageio import read_label, read_scan
 from genseg.inference import Predictor
 from genseg.networks import build_segmenter
 from genseg.networks import segmenters as module
+from genseg.networks.segmenters.fitting import instance_normed
 from genseg.plan import Plan
 from genseg.runfolder import RunFolder, read_json
 from genseg.settings import SEGMENTERS
@@ -225,6 +226,12 @@ def test_own_networks_keep_the_scale_of_their_norms_and_nothing_drops_out_or_run
     assert [float(norm.weight[0]) for norm in norms] == [3.0, 3.0, 3.0] and not list(network.buffers())
     image = torch.randn(1, 2, 64, 64)
     assert torch.equal(network(image), network(image)) and torch.equal(network(image), network.eval()(image))
+
+
+def test_attention_drops_nothing():
+    layer = nn.TransformerEncoderLayer(4, 1, 8, dropout=0.5, batch_first=True)
+    fitted, tokens = instance_normed(nn.Sequential(layer)), torch.randn(1, 6, 4)
+    assert torch.equal(fitted(tokens), fitted(tokens))
 
 
 def test_a_network_that_is_gone_is_named_when_its_model_is_used(data, tmp_path):
