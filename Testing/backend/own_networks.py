@@ -1,6 +1,10 @@
 """Networks as users write them, for `--segmenter own_networks:...`."""
 
+import sys
+from functools import cache
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -92,7 +96,89 @@ unused_and_frozen = UnusedAndFrozen
 
 def with_state(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
     """Norms with running means and scales of their own, and dropout."""
-    norms = [nn.BatchNorm2d(in_channels), nn.InstanceNorm2d(in_channels, affine=True, track_running_stats=True)]
+    norms = [
+        nn.BatchNorm2d(in_channels),
+        nn.BatchNorm2d(in_channels, track_running_stats=False),
+        nn.InstanceNorm2d(in_channels, affine=True, track_running_stats=True),
+    ]
     for norm in norms:
         nn.init.constant_(norm.weight, 3.0)
     return nn.Sequential(*norms, nn.Dropout(0.5), nn.Conv2d(in_channels, out_channels, 1))
+
+
+class Bent(nn.Module):
+    """A convolution, and what its kind does with the result."""
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+    def bend(self, y: torch.Tensor) -> object:
+        return y
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.bend(self.conv(x))
+
+
+class dropping(Bent):  # noqa: N801
+    def bend(self, y: torch.Tensor) -> torch.Tensor:
+        return F.dropout(y, 0.01, self.training)
+
+
+class counting(Bent):  # noqa: N801
+    """Gives another answer each time without a random number."""
+
+    times = 0
+
+    def bend(self, y: torch.Tensor) -> torch.Tensor:
+        self.times += 1
+        return y * self.times
+
+
+class batch_normed(Bent):  # noqa: N801
+    def bend(self, y: torch.Tensor) -> torch.Tensor:
+        return F.batch_norm(y, None, None, training=True)
+
+
+class first_only(Bent):  # noqa: N801
+    """Written for one image at a time."""
+
+    def bend(self, y: torch.Tensor) -> torch.Tensor:
+        return y[:1]
+
+
+class several(Bent):  # noqa: N801
+    """Deep supervision of its own."""
+
+    def bend(self, y: torch.Tensor) -> list[torch.Tensor]:
+        return [y, y]
+
+
+class endless(Bent):  # noqa: N801
+    def bend(self, y: torch.Tensor) -> torch.Tensor:
+        return y / 0
+
+
+class always_two(Bent):  # noqa: N801
+    """Knows better how many classes there are."""
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int):
+        super().__init__(spatial_dims, in_channels, 2)
+
+
+def lazy(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
+    return nn.Sequential(nn.LazyConv2d(out_channels, 3, padding=1))
+
+
+def no_network(spatial_dims: int, in_channels: int, out_channels: int) -> dict:
+    return nn.Conv2d(in_channels, out_channels, 1).state_dict()
+
+
+def leaving(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
+    sys.exit(3)
+
+
+@cache
+def the_same(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
+    """Made once."""
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)

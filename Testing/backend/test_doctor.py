@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from genseg import doctor, versions
+from genseg import doctor, prepare, versions
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "0"}
 
@@ -117,3 +117,10 @@ def test_the_speed_of_bf16_is_what_convolutions_show_here():
 
     shown = seconds(torch.float32) / seconds(torch.bfloat16)
     assert shown / 5 < doctor.bf16_speedup("cpu") < shown * 5
+
+
+def test_a_run_records_the_versions_of_the_libraries_that_are_there(monkeypatch):
+    told = prepare.versions()
+    assert {"torch", "monai", "diffusers", "einops", "genseg", "python"} <= told.keys()
+    monkeypatch.setattr(prepare, "version_of", lambda name: None if name == "einops" else "")
+    assert prepare.versions()["diffusers"] == "not told" and "einops" not in prepare.versions()

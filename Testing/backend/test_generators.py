@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from typer.testing import CliRunner
 
 from genseg.cli import app
-from genseg.errors import EXIT_OK
+from genseg.errors import EXIT_BAD_INPUT, EXIT_OK
 from genseg.methods.joint import Joint, Stage
 from genseg.methods.losses import one_hot
 from genseg.methods.synthesis import SyntheticDraw, label_of, soft_label_of
@@ -102,7 +102,7 @@ def test_a_run_ends_synthesizes_and_leaves_its_generator_to_diffusers_where_that
     assert outcome.status == EXIT_OK and leftovers(outcome.run.path) == []
     assert outcome.run.generator.exists() == (name == "diffusion")
     if name == "diffusion":
-        assert BridgeGenerator.from_pretrained(outcome.run.generator, low_cpu_mem_usage=False).config.dims == 2
+        assert BridgeGenerator.from_pretrained(outcome.run.generator).config.dims == 2
     command = ["synthesize", str(outcome.run.path), "--out", str(tmp_path / "more"), "--count", "1"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
@@ -135,6 +135,32 @@ def test_the_vaes_latent_map_tells_of_the_real_image_and_costs_what_it_tells(dim
     torch.nn.init.zeros_(network.encoder.moments.bias)
     (told_nothing, *_), free = network.posterior(layout, real, noise)
     assert float(free) == 0 < float(cost) and torch.equal(told_nothing, noise[0])
+
+
+def test_level3_widens_the_vaes_prior_and_not_what_is_known_of_a_real_image():
+    torch.manual_seed(0)
+    network = build_generator(small_plan(2, [32, 32]), 7, "vae")
+    noise = network.draw_noise(2, [32, 32], torch.Generator().manual_seed(1))
+    noise[0][:, 0] = 0  # the level's own noise, which has the same scale
+    given = torch.rand(2, 7, 32, 32), torch.randn(2, 14), noise, torch.zeros(network.levels, len(network.kernel_sizes))
+    real, start = torch.randn(2, 2, 32, 32), torch.full((network.levels + 1,), NOISE_START)
+    wider = start.clone()
+    wider[0] += 1
+    with torch.no_grad():
+        drawn, again = ([network(*given, at, image)[0] for at in (start, wider)] for image in (None, real))
+    assert torch.equal(*again) and not torch.allclose(*drawn, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["supervised", "versemi"])
+def test_a_generator_is_refused_where_the_method_has_none_before_the_scans_are_read(
+    method, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("genseg.prepare.check_study", lambda *_: pytest.fail("reads the scans"))
+    study = tiny_study(data / "isic2017", tmp_path / "study", 2, 1, 1)
+    command = ["train", str(study), "--out", str(tmp_path / "run"), "--method", method, "--generator", "vae"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == EXIT_BAD_INPUT and "--generator" in done.output and method in done.output
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("dims", "patch"), [(2, [64, 48]), (3, [16, 32, 24])])
@@ -211,11 +237,8 @@ def test_diffusers_saves_and_loads_the_generator(data, tmp_path):
     written = {file.name for file in (tmp_path / "generator").iterdir()}
     assert written == {"config.json", "diffusion_pytorch_model.safetensors", "scheduler_config.json"}
     assert [file.name for file in tmp_path.iterdir()] == ["generator"]
-    scheduler = BrownianBridgeScheduler.from_pretrained(tmp_path / "generator")
-    assert scheduler.variance == pytest.approx(4), "twice the noise that level 3 began with"
-    again = BridgeGenerator.from_pretrained(tmp_path / "generator", low_cpu_mem_usage=False)
-    scheduler.set_timesteps(STEPS)
-    again.scheduler = scheduler
+    again = BridgeGenerator.from_pretrained(tmp_path / "generator")
+    assert again.scheduler.variance == pytest.approx(4), "twice the noise that level 3 began with"
     with torch.no_grad():
         wider = joint.synthesis.generator(*given[:-1], given[-1] + math.log(2))[0]
         assert torch.allclose(again(*given)[0], wider, atol=1e-5), "what was learned is in the scheduler"

@@ -11,12 +11,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.nn.functional as F
 from method_rig import advance, built, in_double, next_level3, prepared, searching, widen
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, silu
 
 from genseg.methods import joint as joint_module
-from genseg.methods.hypergradient import adam_rates, call, hypergradient
+from genseg.methods.hypergradient import adam_rates, call, hypergradient, slope_along
 from genseg.methods.joint import Joint
 
 Found = tuple[list[Tensor], Tensor]
@@ -239,6 +240,47 @@ def test_every_entry_equals_the_finite_difference_of_the_validation_loss(generat
             direction[index] = 1
             slope = central_difference(after, p, direction, 1e-5)
             assert float(g[index]) == pytest.approx(slope, rel=1e-6, abs=1e-9)
+
+
+def norms() -> dict[str, Callable[[Tensor], Tensor]]:
+    """Every way in which torch offers one, of [n, 4, h, 6]."""
+    rng = torch.Generator().manual_seed(0)
+    weight, bias, mean, wide = (torch.randn(n, generator=rng, dtype=torch.float64) for n in (4, 4, 4, 6))
+    var, last = mean.square() + 0.5, {"memory_format": torch.channels_last}
+    return {
+        "F.layer_norm": lambda x: F.layer_norm(x, [6], wide, wide),
+        "torch.layer_norm": lambda x: torch.layer_norm(x, [6], weight=wide, bias=wide),
+        "F.group_norm": lambda x: F.group_norm(x.contiguous(**last), 2, weight, bias),
+        "torch.group_norm": lambda x: torch.group_norm(x.contiguous(**last), 2, weight, bias),
+        "F.instance_norm": lambda x: F.instance_norm(x, weight=weight, bias=bias),
+        "F.instance_norm, running": lambda x: F.instance_norm(x, mean, var, weight, bias, use_input_stats=False),
+        "torch.instance_norm": lambda x: torch.instance_norm(x, weight, bias, None, None, True, 0.1, 1e-5, False),
+        "F.batch_norm": lambda x: F.batch_norm(x, None, None, weight, bias, training=True),
+        "F.batch_norm, running": lambda x: F.batch_norm(x, mean, var, weight, bias),
+        "torch.batch_norm": lambda x: torch.batch_norm(x, weight, bias, None, None, True, 0.1, 1e-5, False),
+        "torch.batch_norm, running": lambda x: torch.batch_norm(x, weight, bias, mean, var, False, 0.1, 1e-5, False),
+        "F.rms_norm": lambda x: F.rms_norm(x, [6], wide),
+    }
+
+
+@pytest.mark.parametrize("name", norms())
+def test_the_slope_of_every_norm_and_its_gradient_equal_the_double_backward_ones(name):
+    norm, rng = norms()[name], torch.Generator().manual_seed(1)
+    image, kernel, way = (
+        torch.randn(*s, generator=rng, dtype=torch.float64) for s in ((2, 4, 5, 6), *[(4, 4, 3, 3)] * 2)
+    )
+    image[1] = 3 * image[1] + 1  # the samples differ, so that it tells whether they are normalised together
+    image.requires_grad_()
+
+    def loss(at: dict[str, Tensor]) -> Tensor:
+        return norm(F.conv2d(image, at["kernel"], padding=1)).pow(3).mean()
+
+    slope = slope_along(loss, {"kernel": kernel}, {"kernel": way})
+    at = {"kernel": kernel.clone().requires_grad_()}
+    wanted = (gradient(loss(at), at)["kernel"] * way).sum()
+    assert float(slope.detach()) == pytest.approx(float(wanted.detach()), rel=1e-9)
+    found = [torch.autograd.grad(value, image)[0] for value in (slope, wanted)]
+    assert torch.allclose(*found, rtol=1e-9, atol=1e-12)
 
 
 def test_a_parameter_without_influence_gets_zeros_and_not_an_error():

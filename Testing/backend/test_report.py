@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -24,8 +25,10 @@ from genseg.report import build_report
 from genseg.report.build import LIMIT
 from genseg.report.cards import telling_pairs
 from genseg.report.pictures import make_views
-from genseg.report.reading import read_run
+from genseg.report.reading import RunView, read_run
+from genseg.report.sections import settings_section
 from genseg.runfolder import RunFolder, read_json, write_json
+from genseg.settings import Method, Settings
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
 FLAGS = (
@@ -369,3 +372,10 @@ def test_files_that_are_gone_or_broken_are_named_and_the_page_stands(volumes, tm
     page = text_of(run)
     assert page.count("No picture: the files cannot be read any more") == 2
     assert "moved.nii.gz" in page and "Could not be read for this page: metrics.json." in page
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_the_settings_name_a_generator_only_where_the_method_has_one(method, tmp_path):
+    settings = Settings(dataset=Path("study"), out=Path("run"), method=method)
+    shown = str(settings_section(RunView(RunFolder(tmp_path), settings=settings.model_dump(mode="json"))))
+    assert ("spade" in shown) == settings.generates and "dynunet" in shown

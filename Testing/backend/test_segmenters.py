@@ -13,18 +13,22 @@ from test_export import in_float32, monai_bundle
 from test_hypergradient import cosine, hypergradient, level3_with, norm_ratio, unrolled
 from tiny_run import ENVIRONMENT, run_train, tiny_study
 from torch import nn
+from typer.testing import CliRunner
 
-from genseg.errors import EXIT_OK, RunFailed
+from genseg.cli import app
+from genseg.errors import EXIT_BAD_INPUT, EXIT_OK, InputFaults, RunFailed
 from genseg.export import export_bundle
 from genseg.imageio import read_label, read_scan
 from genseg.inference import Predictor
 from genseg.networks import build_segmenter
 from genseg.networks import segmenters as module
+from genseg.networks.segmenters.fitting import instance_normed
 from genseg.plan import Plan
 from genseg.runfolder import RunFolder, read_json
 from genseg.settings import SEGMENTERS
 from genseg.startingmodel import BACKGROUND, StartingModel, _plain, last_layer
 from genseg.study import read_study
+from genseg.together import prompts_of
 from genseg.trial import tried
 
 OTHERS = [name for name in SEGMENTERS if name != "dynunet"]
@@ -107,20 +111,69 @@ def test_a_bundle_of_another_segmenter_runs_in_monai_without_our_package(name, m
     assert (read_label(written, table)[0] == mine).mean() > 0.999
 
 
-def test_a_network_that_cannot_be_used_is_told_with_what_is_asked_of_one(data):
+UNFIT = {
+    "own_networks:Halving": "instead of [2, 2, 64, 96]",
+    "own_networks:other_arguments": "unexpected keyword argument",
+    "own_networks:missing": "has no attribute 'missing'",
+    "own_networks:turned": "instead of [2, 2, 64, 96]",
+    "own_networks:checkpointed": "cannot be used",
+    "own_networks:dropping": "another answer the second time: is there dropout",
+    "own_networks:counting": "another answer the second time",
+    "own_networks:batch_normed": "depends on the others of its batch",
+    "own_networks:first_only": "gives [1, 2, 64, 96] instead of [2, 2, 64, 96]",
+    "own_networks:several": "gives a list instead of a tensor",
+    "own_networks:endless": "values that are not finite",
+    "own_networks:lazy": "'0.weight' has no size before the first image",
+    "own_networks:no_network": "gives a OrderedDict instead of a torch.nn.Module",
+    "own_networks:leaving": "ends the program (SystemExit(3))",
+    "no_such_package:factory": "No module named 'no_such_package'",
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_network_that_cannot_be_used_is_told_with_what_is_asked_of_one(name, data):
     plan = prepared(data, "isic2017", 2).plan
-    for name, words in {
-        "own_networks:Halving": "instead of [1, 2, 64, 96]",
-        "own_networks:other_arguments": "unexpected keyword argument",
-        "own_networks:missing": "has no attribute 'missing'",
-        "own_networks:turned": "instead of [1, 2, 64, 96]",
-        "own_networks:checkpointed": "cannot be used",
-        "no_such_package:factory": "No module named 'no_such_package'",
-    }.items():
-        with pytest.raises(RunFailed, match=r"cannot be used") as told:
-            tried(plan.with_segmenter(name))
-        assert told.value.code == "segmenter_unfit" and words in str(told.value)
-        assert "[n, in, *size] to [n, out, *size]" in told.value.remedy
+    with pytest.raises(InputFaults, match=r"cannot be used") as told:
+        tried(plan.with_segmenter(name))
+    (fault,) = told.value.faults
+    assert (fault.code, fault.case) == ("segmenter_unfit", "--segmenter") and UNFIT[name] in fault.rule
+    assert "[n, in, *size] to [n, out, *size]" in fault.remedy
+
+
+def test_a_network_is_tried_as_training_builds_it_behind_prompts(data, tmp_path):
+    study = tiny_study(data / "isic2017", tmp_path / "study", 2, 1, 1)
+    with pytest.raises(InputFaults, match="instead of"):
+        run_train(study, tmp_path / "run", 1, method="versemi", segmenter="own_networks:always_two")
+    assert not (tmp_path / "run").exists()
+
+
+def test_heads_told_by_prompts_take_as_much_memory_with_any_network(data):
+    ready = prepared(data, "isic2017", 2)
+    plain = ready.plan.model_copy(update={"patch": [512, 512]})
+    asked = plain.asked(prompts_of([ready.study], True)[0])
+    more = asked.memory_mb - plain.memory_mb
+    behind, without = (tried(plan.with_segmenter("own_networks:small")) for plan in (asked, plain))
+    assert more > 50 and asked.heads_mb == behind.heads_mb == more and plain.heads_mb == 0
+    assert behind.memory_mb - more == pytest.approx(without.memory_mb, rel=0.15)  # of features, not of classes
+
+
+def test_a_package_that_is_not_there_is_bad_input_and_told_before_the_scans_are_read(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("genseg.prepare.check_study", lambda *_: pytest.fail("reads the scans"))
+    study = tiny_study(data / "isic2017", tmp_path / "study", 2, 0, 0)
+    command = ["train", str(study), "--out", str(tmp_path / "run"), "--segmenter"]
+    for name in ("no_such_package:factory", "own_networks:missing"):
+        done = CliRunner().invoke(app, [*command, name])
+        assert done.exit_code == EXIT_BAD_INPUT and "--segmenter" in done.output and name in done.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_factory_that_gives_the_same_network_again_does_not_tie_the_average_to_it(data):
+    ready = prepared(data, "isic2017", 2)
+    ready = replace(ready, plan=tried(ready.plan.with_segmenter("own_networks:the_same")))
+    joint = built(ready, "supervised").joint
+    advance(joint, 2)
+    pairs = zip(joint.segmenter.parameters(), joint.average.network.parameters(), strict=True)
+    assert all(mine is not kept and not torch.equal(mine, kept) for mine, kept in pairs)
 
 
 def test_the_memory_of_another_segmenter_is_reckoned_from_what_its_layers_put_out(data):
@@ -190,9 +243,15 @@ def test_own_networks_with_attention_and_with_weights_that_nothing_moves_are_sha
 def test_own_networks_keep_the_scale_of_their_norms_and_nothing_drops_out_or_runs_along():
     network = made("own_networks:with_state")
     norms = [m for m in network.modules() if isinstance(m, nn.InstanceNorm2d)]
-    assert [float(norm.weight[0]) for norm in norms] == [3.0, 3.0] and not list(network.buffers())
+    assert [float(norm.weight[0]) for norm in norms] == [3.0, 3.0, 3.0] and not list(network.buffers())
     image = torch.randn(1, 2, 64, 64)
     assert torch.equal(network(image), network(image)) and torch.equal(network(image), network.eval()(image))
+
+
+def test_attention_drops_nothing():
+    layer = nn.TransformerEncoderLayer(4, 1, 8, dropout=0.5, batch_first=True)
+    fitted, tokens = instance_normed(nn.Sequential(layer)), torch.randn(1, 6, 4)
+    assert torch.equal(fitted(tokens), fitted(tokens))
 
 
 def test_a_network_that_is_gone_is_named_when_its_model_is_used(data, tmp_path):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from method_rig import advance, built, prepared
+from method_rig import advance, built, next_level3, prepared, searching
 from torch import Tensor, nn
 
 from genseg.augment import REFERENCE
@@ -18,7 +18,7 @@ from genseg.methods.joint import GATE, Stage
 from genseg.preprocess import WorkingCase
 from genseg.randomness import stream
 from genseg.state import RunState
-from genseg.synthesize import _in_colours, _write_pair, make_pairs, write_pairs
+from genseg.synthesize import _in_colours, _write_architecture, _write_pair, architecture, make_pairs, write_pairs
 
 SEED = 5
 
@@ -146,6 +146,22 @@ def test_pairs_without_a_size_in_mm_are_whole_on_the_disk(channels, shape, suffi
     assert entry == {"image": f"0000_image{suffix}", "mask": f"0000_mask{suffix}"}
     assert np.abs(read_scan([tmp_path / entry["image"]]).array - image.numpy()).max() < 0.51
     assert np.array_equal(read_label(tmp_path / entry["mask"], table)[0], label.numpy())
+
+
+def test_kernels_are_called_learned_only_once_level3_has_moved_them(data, tmp_path):
+    seen = []
+    ready = replace(prepared(data, "isic2017", 2), log=EventLog([seen.append]))
+    state = built(ready, generator="pix2pix")
+    _write_architecture(state, tmp_path)
+    assert architecture(tmp_path) == "" and [event.code for event in seen] == ["level3_not_run"]
+    state.joint.step(next_level3(advance(state.joint, 2)), searching(2))
+    _write_architecture(state, tmp_path)
+    assert "Learned kernels" in architecture(tmp_path) and len(seen) == 1
+    other = tmp_path / "separate"
+    other.mkdir()
+    separate = built(ready, "separate", generator="pix2pix")
+    _write_architecture(separate, other)
+    assert architecture(other) == "" and len(seen) == 1, "nothing was to learn them"
 
 
 def test_pairs_written_again_under_a_number_replace_the_former(state, tmp_path):

@@ -337,7 +337,8 @@ def synthesize(
         written = make(run, count, out, device, seed, session.log)
         if not events:
             session.print(f"{written} pairs written to {out}")
-            session.print(architecture(out))
+            if kernels := architecture(out):
+                session.print(kernels)
         return EXIT_OK if written else EXIT_FAILED
 
     serve(body, programs=events)

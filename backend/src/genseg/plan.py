@@ -96,11 +96,18 @@ class Plan(BaseModel):
 
     def asked(self, prompts: Prompts) -> "Plan":
         """The same for a network with prompts: heads of their own take memory, which training needs twice a step."""
-        voxels = self.batch * math.prod(self.patch)
-        more = round(HEAD_VALUES * 4 * voxels * prompts.count / 2**20) if prompts.dynamic else 0
+        asked = self.model_copy(update={"prompts": prompts})
+        more = asked.heads_mb
         note = f"Heads told by prompts, of which there are {prompts.count}, take about {more} MB more."
         notes = [*self.notes, note] if more > NOTABLE * self.memory_mb else self.notes
-        return self.model_copy(update={"prompts": prompts, "memory_mb": self.memory_mb + more, "notes": notes})
+        return asked.model_copy(update={"memory_mb": self.memory_mb + more, "notes": notes})
+
+    @property
+    def heads_mb(self) -> int:
+        """The part of `memory_mb` that heads told by prompts take."""
+        if self.prompts is None or not self.prompts.dynamic:
+            return 0
+        return round(HEAD_VALUES * 4 * self.batch * math.prod(self.patch) * self.prompts.count / 2**20)
 
     def with_segmenter(self, name: str) -> "Plan":
         """The same with another network, or none other; only the default one has deep supervision."""

@@ -23,10 +23,10 @@ from genseg.methods.synthesis import layout_of
 from genseg.plan import Plan
 from genseg.preprocess import WorkingCase, colours_of, label_to_working_grid, to_working_grid
 from genseg.runfolder import RunFolder
-from genseg.settings import Settings
+from genseg.settings import DEFAULT_GENERATOR, GENERATING, Settings
 from genseg.study import read_study
 from genseg.together import Pairs, differences, make_plans, named_apart, prompts_of
-from genseg.trial import tried
+from genseg.trial import missing, tried
 from genseg.versions import version_of
 
 NEEDED_MB = 500  # for checkpoints, synthetic pairs, model and report
@@ -65,9 +65,8 @@ def prepare(
     device = find_device(settings.device)
     studies = _every(_read(settings), lambda one: draw(one, settings.labelled, settings.unlabelled, settings.seed))
     settings.resolve(any(study.unlabeled for study in studies))
-    if settings.without and not settings.mixes:
-        rule = f"Parts of versemi can be left out only where it is at work, and the method is {settings.method}."
-        raise InputFaults([Fault("no_such_part", "--without", rule, "Choose versemi or genseg+versemi.")])
+    if faults := [*_idle(settings), *missing(settings.segmenter)]:
+        raise InputFaults(faults)
     total = sum(len(study.training) for study in studies)
     log.emit(Progress(phase="prepare", step=0, total=total))  # checking and planning may take minutes
     facts = _every(studies, lambda study: check_study(study, settings.out, NEEDED_MB))
@@ -78,6 +77,19 @@ def prepare(
         for note in fact.notes:
             own.warn("study_note", note)
     return load(studies, None, settings, device, logs, shape)
+
+
+def _idle(settings: Settings) -> list[Fault]:
+    """Faults of what is asked for and the method does not have."""
+    faults = []
+    if settings.without and not settings.mixes:
+        rule = f"Parts of versemi can be left out only where it is at work, and the method is {settings.method}."
+        faults.append(Fault("no_such_part", "--without", rule, "Choose versemi or genseg+versemi."))
+    if settings.generator != DEFAULT_GENERATOR and not settings.generates:
+        rule = f"A generator can be chosen only where there is one, and the method is {settings.method}."
+        remedy = f"Leave it out, or choose {', '.join(GENERATING[:-1])} or {GENERATING[-1]}."
+        faults.append(Fault("no_generator", "--generator", rule, remedy))
+    return faults
 
 
 def prepare_again(run: RunFolder, settings: Settings, log: EventLog) -> list[Prepared]:
@@ -106,10 +118,11 @@ def load(
     pairs = _every(studies, lambda study: _read_all(study.training, lambda case: _read_pair(case, study)))
     if plans is None:
         plans = [plan.with_segmenter(settings.segmenter) for plan in make_plans(studies, pairs, device)]
-        plans = [tried(plan if shape is None else shape(plan)) for plan in plans]
+        plans = [plan if shape is None else shape(plan) for plan in plans]
         if settings.mixes or len(studies) > 1:
             prompts = prompts_of(studies, dynamic=settings.mixes and "prompts" not in settings.without)
             plans = [plan.asked(one) for plan, one in zip(plans, prompts, strict=True)]
+        plans = [tried(plan) for plan in plans]
     of_each = iter(zip(pairs, plans, logs, strict=True))
     return _every(studies, lambda study: _load(study, *next(of_each), settings, device))
 
@@ -253,7 +266,9 @@ def _read_pair(case: Case, study: Study) -> tuple[Scan, np.ndarray]:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that decides the result."""
+    """Of everything installed that decides the result."""
     machine = {"python": platform.python_version(), "system": platform.platform(), "cores": str(os.cpu_count())}
-    names = ["torch", "monai", "numpy", "SimpleITK", "scikit-image", "safetensors"]
-    return machine | {"genseg": __version__} | {name: version_of(name) or "not told" for name in names}
+    names = ["torch", "monai", "numpy", "SimpleITK", "scikit-image", "safetensors", "diffusers", "einops"]
+    libraries = {name: version_of(name) for name in names}
+    told = {name: version or "not told" for name, version in libraries.items() if version is not None}
+    return machine | {"genseg": __version__} | told

@@ -11,6 +11,8 @@ from genseg.runfolder import read_model, write_json
 Method = Literal["genseg+versemi", "versemi", "genseg", "separate", "supervised"]
 MetaMethod = Literal["imaml", "first-order", "reptile", "pretrain"]
 GeneratorName = Literal["spade", "pix2pix", "vae", "diffusion", "joint"]
+GENERATING: tuple[Method, ...] = ("genseg+versemi", "genseg", "separate")  # the methods with a generator
+DEFAULT_GENERATOR: GeneratorName = "spade"
 Part = Literal["prompts", "auxiliary", "synthetic-task", "consistency", "teacher"]  # of versemi
 PARTS: tuple[Part, ...] = get_args(Part)
 GENERATORS: tuple[GeneratorName, ...] = get_args(GeneratorName)
@@ -55,7 +57,7 @@ class Settings(BaseModel):
     synthetic_weight: float | None = Field(
         default=None, ge=0, description="fix the weight of the synthetic loss instead of learning it; 0 switches it off"
     )
-    generator: GeneratorName = "spade"
+    generator: GeneratorName = DEFAULT_GENERATOR
     segmenter: str = Field(default="dynunet", description="one of SEGMENTERS, or package.module:factory")
     versions: dict[str, str] = Field(default_factory=dict, description="of Python and the libraries, filled at start")
 
@@ -72,7 +74,7 @@ class Settings(BaseModel):
     @property
     def generates(self) -> bool:
         """Whether there is a generator."""
-        return self.method in ("genseg+versemi", "genseg", "separate")
+        return self.method in GENERATING
 
     @property
     def closes_the_loop(self) -> bool:

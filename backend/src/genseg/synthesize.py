@@ -173,10 +173,22 @@ def synthesize(run: Path, count: int, out: Path, device: str, seed: int, log: Ev
         part.joint.synthesis.sources.styles.excluded = Exclusions(own, log).last()
         write_pairs(state.alone(part), 1, out, log, seed=seed * 100_003 + number, first=number)
         log.emit(Progress(phase="predict", step=number + 1, total=count))
-    kernels = {part.prepared.study.name: _architecture(part) for part in state.parts}
-    if settings.closes_the_loop and any(kernels.values()):
-        write_json(out / ARCHITECTURE, kernels)
+    _write_architecture(state, out)
     return count
+
+
+def _write_architecture(state: RunState, out: Path) -> None:
+    """The kernels of the generators that level 3 has shaped; where it was to and never ran, that is said."""
+    learned = {}
+    for part in state.parts:
+        assert part.joint.synthesis is not None
+        layers = _architecture(part) if part.joint.synthesis.closed_loop else {}
+        if layers and part.joint.synthesis.meta_optimiser.state:
+            learned[part.prepared.study.name] = layers
+        elif layers:
+            part.prepared.log.warn("level3_not_run", "Level 3 has not run: the kernels are as they began.")
+    if learned:
+        write_json(out / ARCHITECTURE, learned)
 
 
 def architecture(out: Path) -> str:

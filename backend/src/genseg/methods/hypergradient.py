@@ -87,34 +87,68 @@ def adam_rates(optimiser: torch.optim.Optimizer, parameters: Parameters) -> Para
 class _WrittenOutNorms(TorchFunctionMode):
     """Norms from their formula, where torch (2.13) differentiates the forward mode of its own wrongly or not at all.
 
-    Of instance and layer norm the tangent itself is right, its gradient is not; mean(x^3) of such a norm shows it.
-    Group norm has no forward mode where the channels come last in memory.
+    Of instance, layer and batch norm the tangent itself is right, its gradient is not; mean(x^3) of such a norm shows
+    it. Group norm has no forward mode where the channels come last in memory.
     """
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
-        written_out = {F.instance_norm: _instance_norm, F.layer_norm: _layer_norm, F.group_norm: _group_norm}
-        return written_out.get(function, function)(*arguments, **(named or {}))
+        return _WRITTEN_OUT.get(function, function)(*arguments, **(named or {}))
 
 
 def _instance_norm(
-    x: Tensor,
-    running_mean: None = None,
-    running_var: None = None,
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """The signature of torch's own; without running statistics."""
-    return _by_channel(_normed(x, list(range(2, x.ndim)), eps), weight, bias)
+    """The signature of torch's own, whose derivatives are right where it takes running statistics instead."""
+    if not use_input_stats:
+        return F.instance_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    return _by_channel(_normed(input, list(range(2, input.ndim)), eps), weight, bias)
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """The same; running statistics are not moved."""
+    if not training:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    return _by_channel(_normed(input, [0, *range(2, input.ndim)], eps), weight, bias)
+
+
+def _weights_first(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same norm with its arguments in the order of torch.instance_norm and torch.batch_norm."""
+
+    def reordered(
+        input: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
+        running_var: Tensor | None, own: bool, momentum: float, eps: float, cudnn_enabled: bool = True,
+    ) -> Tensor:  # fmt: skip
+        return norm(input, running_mean, running_var, weight, bias, own, momentum, eps)
+
+    return reordered
 
 
 def _group_norm(
-    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
 ) -> Tensor:
     """The signature of torch's own."""
-    grouped = x.unflatten(1, (num_groups, -1))
+    grouped = input.unflatten(1, (num_groups, -1))
     return _by_channel(_normed(grouped, list(range(2, grouped.ndim)), eps).flatten(1, 2), weight, bias)
 
 
@@ -125,10 +159,15 @@ def _by_channel(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor
 
 
 def _layer_norm(
-    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
 ) -> Tensor:
     """The signature of torch's own."""
-    y = _normed(x, list(range(-len(shape), 0)), eps)
+    y = _normed(input, list(range(-len(normalized_shape), 0)), eps)
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
 
@@ -136,6 +175,16 @@ def _layer_norm(
 def _normed(x: Tensor, axes: list[int], eps: float) -> Tensor:
     centred = x - x.mean(axes, keepdim=True)
     return centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+
+
+_WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    F.instance_norm: _instance_norm,
+    F.batch_norm: _batch_norm,
+    torch.instance_norm: _weights_first(_instance_norm),
+    torch.batch_norm: _weights_first(_batch_norm),
+    **dict.fromkeys((F.layer_norm, torch.layer_norm), _layer_norm),
+    **dict.fromkeys((F.group_norm, torch.group_norm), _group_norm),
+}
 
 
 def slope_along(loss: Loss, at: Parameters, direction: Parameters) -> Tensor:

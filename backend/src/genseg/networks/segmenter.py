@@ -69,5 +69,5 @@ def unfit(name: str, error: Exception) -> RunFailed:
         f"The segmenter '{name}' cannot be used: {type(error).__name__}: {error}",
         "A network of your own is named package.module:factory, in the current folder or installed. "
         "The factory takes spatial_dims, in_channels and out_channels and returns a torch.nn.Module that maps "
-        "[n, in, *size] to [n, out, *size].",
+        "[n, in, *size] to [n, out, *size], each of the n samples on its own and always alike.",
     )

@@ -8,6 +8,7 @@ from genseg.report.cards import least_sure_first, pair_card, prediction_card, te
 from genseg.report.curves import Panel, chart, sparkline
 from genseg.report.html import Html, millilitres, named, number, table, tag
 from genseg.report.reading import Points, RunView
+from genseg.settings import GENERATING
 
 MANY = 16  # longer lists of structures are folded
 MOST_ROWS = 1500  # of the table per case and label; everything stands in metrics.json
@@ -230,6 +231,8 @@ def _architecture(kernels: dict[str, Points]) -> Html:
 
 def settings_section(run: RunView) -> Html:
     tables, settings = [], dict(run.settings)
+    if settings.get("method") not in GENERATING:
+        settings.pop("generator", None)
     if more := settings.pop("more", None):
         settings = {"studies": [settings.pop("dataset"), *more], **settings}
     for title, content, known in (

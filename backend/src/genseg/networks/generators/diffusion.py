@@ -6,7 +6,9 @@ steps suffice, and the painting is learned, too. A large plan is folded: 2 x 2 (
 space that needs no training. The segmenter's gradient passes through the last steps of sampling alone.
 """
 
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -101,6 +103,20 @@ class BridgeGenerator(Generator, ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.save_pretrained(folder)
         variance = self.scheduler.variance * float(self._wider(noise_log.detach())) ** 2
         BrownianBridgeScheduler(variance=variance).save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[Any] | None, **how: Any
+    ) -> "BridgeGenerator":
+        """What `save` made, ready to draw with a `noise_log` of [NOISE_START]; `how` is for diffusers.
+
+        Raises OSError where a file is missing.
+        """
+        how = {"low_cpu_mem_usage": False} | how
+        made: BridgeGenerator = super().from_pretrained(pretrained_model_name_or_path, **how)
+        made.scheduler = BrownianBridgeScheduler.from_pretrained(pretrained_model_name_or_path)
+        made.scheduler.set_timesteps(STEPS)
+        return made
 
     @staticmethod
     def _wider(noise_log: Tensor) -> Tensor:

@@ -28,8 +28,21 @@ class ConditionalVae(SpadeGenerator):
         return with_code(super().draw_noise(n, patch, rng), rng)
 
     def coarsest(self, layout: Tensor, noise: Tensor, noise_log: Tensor) -> Tensor:
-        """The layout beside z, whose prior is standard where level 3 begins; level 3 may make it wider or narrower."""
-        return torch.cat([layout, noise[:, 1:] * (noise_log - NOISE_START).exp()], 1)
+        """The layout beside z."""
+        return torch.cat([layout, noise[:, 1:]], 1)
+
+    def draw(self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor) -> Tensor:
+        """From z of the prior, which is standard where level 3 begins; level 3 may make it wider or narrower."""
+        own, z = noise[0].to(layout.device).split([1, LATENT], 1)
+        wider = torch.cat([own, z * (noise_log[0] - NOISE_START).exp()], 1)
+        return super().draw(layout, style, [wider, *noise[1:]], mixture, noise_log)
+
+    def redraw(
+        self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor, real: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """From z of the real image, as it is: what level 3 makes of the prior is no matter of level 1."""
+        noise, penalty = self.posterior(layout, real, noise)
+        return super().draw(layout, style, noise, mixture, noise_log), penalty
 
     def posterior(self, layout: Tensor, real: Tensor, noise: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """z of the real image, and the Kullback-Leibler divergence from its distribution to the prior, a mean."""

@@ -22,7 +22,7 @@ __all__ = ["MADE", "Arguments", "build"]
 def build(segmenter: str, **arguments: object) -> nn.Module:
     """`arguments` are those of `Arguments`. → network, [n, channels, *s] → [n, outputs, *s] for any size s.
 
-    Raises ImportError, AttributeError or whatever the user's own factory raises where `segmenter` names one.
+    Raises what `own.make` raises where `segmenter` names the user's own.
     """
     told = Arguments(**arguments)  # type: ignore[arg-type]
     network, multiple = MADE[segmenter](told) if segmenter in MADE else own.make(segmenter, told)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 INSTANCE = ("INSTANCE", {"affine": True})
 
@@ -39,7 +40,9 @@ class Fitted(nn.Module):
         self.bias.data[0] = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, C, *s] → [n, outputs, *s]. Raises ValueError where the network gives another shape."""
+        """[n, C, *s] → [n, outputs, *s]. Raises ValueError where the network gives another shape, TypeError where it
+        gives no tensor.
+        """
         size = x.shape[2:]
         # Two voxels at the coarsest level: an instance norm of a single one would be 0.
         missing = [max(-side % self.multiple, 2 * self.multiple - side) for side in size]
@@ -49,6 +52,8 @@ class Fitted(nn.Module):
         exact = x.device.type == "cpu" and x.ndim == 5 and min(x.shape[2:]) < 3 * self.multiple
         with torch.autocast(x.device.type, enabled=False) if exact else nullcontext():
             logits: Tensor = self.network(x.float() if exact else x)
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"the network gives a {type(logits).__name__} instead of a tensor")
         given, wanted = list(logits.shape), [len(x), len(self.bias), *x.shape[2:]]
         if given != wanted:
             raise ValueError(f"for an image of {list(x.shape)} the network gives {given} instead of {wanted}")
@@ -69,13 +74,15 @@ def instance_normed(network: nn.Module) -> nn.Module:
             module.inplace = False  # type: ignore[assignment]
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
         for name, child in list(module.named_children()):
-            if isinstance(child, (nn.modules.batchnorm._NormBase)) and child.track_running_stats:
+            if isinstance(child, _NormBase) and (isinstance(child, _BatchNorm) or child.track_running_stats):
                 setattr(module, name, _instance_norm(child))
     return network
 
 
-def _instance_norm(norm: nn.modules.batchnorm._NormBase) -> nn.Module:
+def _instance_norm(norm: _NormBase) -> nn.Module:
     kinds = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
     dims = next((n for n in kinds if f"{n}d" in type(norm).__name__), None)
     if dims is None:
