@@ -164,7 +164,7 @@ def test_a_starting_model_cannot_predict_and_says_what_to_do(model, studies, tmp
 def test_every_weight_but_the_last_layers_comes_from_the_starting_model(model, studies, tmp_path, method):
     start, heard = StartingModel.load(model), []
     settings = Settings(dataset=studies[0], out=tmp_path, method=method, device="cpu", iterations=2)
-    state = build_state(prepare(settings, EventLog(), shape=start.shape), settings)
+    state = build_state(prepare(settings, EventLog(), start=start), settings)
     start.give(state, EventLog([heard.append]))
     mine = {name.removeprefix("backbone."): p for name, p in state.joint.segmenter.named_parameters()}
     shared = {name for name in start.weights if name in mine}
@@ -175,7 +175,7 @@ def test_every_weight_but_the_last_layers_comes_from_the_starting_model(model, s
 def test_a_coloured_models_first_layer_sees_a_grey_scan_as_a_coloured_one_without_colours(model, studies, tmp_path):
     start = StartingModel.load(model)
     settings = Settings(dataset=studies[1], out=tmp_path, method="supervised", device="cpu", iterations=2)
-    state = build_state(prepare(settings, EventLog(), shape=start.shape), settings)
+    state = build_state(prepare(settings, EventLog(), start=start), settings)
     assert start.plan.channels == 3 and state.joint.plan.channels == 1
     start.give(state, EventLog())
     grey, coloured = state.joint.segmenter, build_segmenter(start.plan)
@@ -192,6 +192,18 @@ def test_a_starting_model_of_other_dimensions_is_refused_before_anything_is_writ
     done = genseg("train", volumes, "--init", model, "--iterations", 2, "--out", tmp_path / "run")
     assert done.returncode == 1 and "a 2D network for 3 channel(s)" in done.stderr and "3D" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_thick_slices_are_planned_as_volumes_where_the_starting_model_is_of_volumes(data, tmp_path):
+    """As they were where it was learned from them together with volumes; alone they would be single slices."""
+    volumes = tiny_study(data / "hippocampus", tmp_path / "hippocampus", 2, 1)
+    slices = tiny_study(data / "acdc", tmp_path / "acdc", 2, 1)
+    settings = settings_of([volumes, slices], tmp_path / "model", method="pretrain")
+    assert meta_train(settings, EventLog()) == 0
+    alone = Settings(dataset=slices, out=tmp_path / "run", method="supervised", device="cpu", iterations=2)
+    assert prepare(alone, EventLog())[0].plan.dims == 2
+    start = StartingModel.load(tmp_path / "model")
+    assert prepare(alone, EventLog(), start=start)[0].plan.filters == start.plan.filters and start.plan.dims == 3
 
 
 def test_a_training_that_starts_from_it_finishes_and_predicts(model, studies, tmp_path):

@@ -29,7 +29,7 @@ METHODS: tuple[MetaMethod, ...] = get_args(MetaMethod)
 def learn(out: Path, group: str, settings: MetaSettings, grid: str) -> None:
     """A starting model of all labelled training scans of the group's studies, in `out`."""
     import torch
-    from training import on_device
+    from training import OnGrid, on_device
 
     from genseg import metatrain
     from genseg.device import find_device
@@ -44,7 +44,7 @@ def learn(out: Path, group: str, settings: MetaSettings, grid: str) -> None:
     studies = [s.model_copy(update={"unlabeled": [], "test": []}) for s in studies]
     target, log = find_device(settings.device), EventLog()
     logs = [log] * len(studies)
-    ready = load(studies, None, settings.as_training(), find_device("cpu"), logs, GRIDS[grid])
+    ready = load(studies, None, settings.as_training(), find_device("cpu"), logs, OnGrid(grid))
     channels = max(one.plan.channels for one in ready)
     ready = [with_channels(one, channels) for one in ready]
     moved = [replace(one, device=target, labelled=on_device(one.labelled, target)) for one in ready]

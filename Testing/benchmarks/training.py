@@ -107,20 +107,34 @@ def mean_text(values: list[float | None], digits: int) -> str:
     return f"{sum(known) / len(known):.{digits}f}" if known else ""
 
 
+@dataclass
+class OnGrid:
+    """What plans are fitted to: a grid, and the network of a start."""
+
+    grid: str
+    start: StartingModel | None = None
+
+    @property
+    def solid(self) -> bool:
+        return self.start is not None and self.start.solid
+
+    def shape(self, plan: Plan) -> Plan:
+        plan = GRIDS[self.grid](plan)
+        if self.start is None:
+            return plan
+        if self.start.plan.filters != plan.filters:
+            known = f"{self.start.plan.filters}, not {plan.filters}"
+            raise ValueError(f"{self.start.path} is not of the grid '{self.grid}': {known}.")
+        return self.start.shape(plan)
+
+
 def prepared(run: Run, studies: list[Study], target: Device) -> RunState:
     """Scans in memory, on the plan that a processor gets, with the run's start and the arm's changes."""
     settings, log = run.settings(), EventLog()
     start = StartingModel.load(Path(run.start)) if run.start else None
     if start is not None and (known := {one.name for one in start.trained_on} & {one.name for one in studies}):
         raise ValueError(f"{run.start} was learned from {', '.join(known)}, and that is what it would be tested on.")
-
-    def shape(plan: Plan) -> Plan:
-        plan = GRIDS[run.grid](plan)
-        if start is not None and start.plan.filters != plan.filters:
-            raise ValueError(f"{run.start} is not of the grid '{run.grid}': {start.plan.filters}, not {plan.filters}.")
-        return plan if start is None else start.shape(plan)
-
-    ready = load(studies, None, settings, find_device("cpu"), [log] * len(studies), shape)
+    ready = load(studies, None, settings, find_device("cpu"), [log] * len(studies), OnGrid(run.grid, start))
     for one in ready:
         one.plan.precision = target.precision
     ready = [

@@ -95,7 +95,7 @@ def learn_from(
 
 def prepare_studies(settings: MetaSettings, log: EventLog, start: Start | None = None) -> list[Prepared]:
     """The studies with one network for all: grey scans get as many channels as coloured ones have."""
-    studies = prepare(settings.as_training(), log, False, None if start is None else start.shape)
+    studies = prepare(settings.as_training(), log, False, start)
     channels = max(one.plan.channels for one in studies)
     odd = [one.study.name for one in studies if one.plan.channels not in (1, channels)]
     if odd:

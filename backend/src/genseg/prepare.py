@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -55,12 +55,23 @@ class Prepared:
         return [case for case in self.study.unlabeled if case.id in ids]
 
 
+class Shape(Protocol):
+    """What new plans are fitted to, as a starting model's network."""
+
+    @property
+    def solid(self) -> bool:
+        """Whether it is of volumes: then thick slices are planned as volumes, too."""
+        ...
+
+    def shape(self, plan: Plan) -> Plan: ...
+
+
 def prepare(
-    settings: Settings, log: EventLog, same_channels: bool = True, shape: Callable[[Plan], Plan] | None = None
+    settings: Settings, log: EventLog, same_channels: bool = True, start: Shape | None = None
 ) -> list[Prepared]:
     """For a new run, each study of it. Raises InputFaults with every fault of every study.
 
-    `same_channels`: whether the studies must agree in them. `shape` changes the plans.
+    `same_channels`: whether the studies must agree in them. `start`: what the plans are fitted to.
     """
     device = find_device(settings.device)
     studies = _every(_read(settings), lambda one: draw(one, settings.labelled, settings.unlabelled, settings.seed))
@@ -76,7 +87,7 @@ def prepare(
     for own, fact in zip(logs, facts, strict=True):
         for note in fact.notes:
             own.warn("study_note", note)
-    return load(studies, None, settings, device, logs, shape)
+    return load(studies, None, settings, device, logs, start)
 
 
 def _idle(settings: Settings) -> list[Fault]:
@@ -109,16 +120,17 @@ def load(
     settings: Settings,
     device: Device,
     logs: Sequence[EventLog],
-    shape: Callable[[Plan], Plan] | None = None,
+    start: Shape | None = None,
 ) -> list[Prepared]:
-    """Read the scans and bring them to the working grids; `logs`: each study's; `shape` changes new plans.
+    """Read the scans and bring them to the working grids; `logs`: each study's; new plans are fitted to `start`.
 
     Raises InputFaults with every scan that cannot be read.
     """
     pairs = _every(studies, lambda study: _read_all(study.training, lambda case: _read_pair(case, study)))
     if plans is None:
-        plans = [plan.with_segmenter(settings.segmenter) for plan in make_plans(studies, pairs, device)]
-        plans = [plan if shape is None else shape(plan) for plan in plans]
+        solid = start is not None and start.solid
+        plans = [plan.with_segmenter(settings.segmenter) for plan in make_plans(studies, pairs, device, solid)]
+        plans = [plan if start is None else start.shape(plan) for plan in plans]
         if settings.mixes or len(studies) > 1:
             prompts = prompts_of(studies, dynamic=settings.mixes and "prompts" not in settings.without)
             plans = [plan.asked(one) for plan, one in zip(plans, prompts, strict=True)]

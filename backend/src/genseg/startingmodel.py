@@ -102,6 +102,11 @@ class StartingModel:
             raise RunFailed("no_model", f"The starting model {folder.path} has not learned anything usable.", remedy)
         return cls(folder.path, plan, weights, card.trained_on, card=card)
 
+    @property
+    def solid(self) -> bool:
+        """Whether it is of volumes."""
+        return self.plan.dims == 3
+
     def shape(self, plan: Plan) -> Plan:
         """The plan with the network of this model. Raises RunFailed where the model cannot serve such scans."""
         mine, needed = self.plan.channels, plan.channels
@@ -185,6 +190,11 @@ class Start:
     @cached_property
     def model(self) -> StartingModel | None:
         return None if self.path is None else StartingModel.load(self.path)
+
+    @property
+    def solid(self) -> bool:
+        """Whether there is a model of volumes."""
+        return self.model is not None and self.model.solid
 
     def shape(self, plan: Plan) -> Plan:
         """The plan with the model's network, where there is one."""

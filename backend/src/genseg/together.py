@@ -76,16 +76,16 @@ def prompts_of(studies: Sequence[Study], dynamic: bool) -> list[Prompts]:
     return [Prompts(count=len(names) + 1, tasks=mine, dynamic=dynamic) for mine in tasks]
 
 
-def make_plans(studies: Sequence[Study], pairs: Sequence[Pairs], device: Device) -> list[Plan]:
+def make_plans(studies: Sequence[Study], pairs: Sequence[Pairs], device: Device, solid: bool = False) -> list[Plan]:
     """A plan for each study. Working grid, patch and intensities are its own; the network is that of the shallowest.
 
-    Where one is a study of volumes, those of thick slices become volumes, too.
+    Where `solid` is asked for or one is a study of volumes, those of thick slices become volumes, too.
     """
 
     def plan(study: Study, mine: Pairs, solid: bool) -> Plan:
         return make_plan([scan for scan, _ in mine], [label for _, label in mine], study.labels, device, solid)
 
-    plans = [plan(study, mine, False) for study, mine in zip(studies, pairs, strict=True)]
+    plans = [plan(study, mine, solid) for study, mine in zip(studies, pairs, strict=True)]
     if len({one.dims for one in plans}) > 1:
         plans = [
             plan(study, mine, True) if one.dims == 2 else one

@@ -32,7 +32,7 @@ def train(settings: Settings, log: EventLog) -> int:
     """A new run. → exit status. Raises InputFaults or RunFailed; a faulty study leaves no run folder behind."""
     settings.versions = versions()
     start = Start(settings.init)
-    state = build_state(prepare(settings, log, shape=start.shape), settings)
+    state = build_state(prepare(settings, log, start=start), settings)
     if start.model is not None:
         start.model.give(state, log)
     run = RunFolder(settings.out)
