@@ -12,6 +12,7 @@ from GenSegSlicerLib.Translate import _
 
 ON_WINDOWS = os.name == "nt"
 LONGEST_COMMAND = 32000  # characters that Windows takes
+WITHOUT_GENERATOR = ("versemi", "supervised")  # methods
 _LIBRARY_PATHS = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FRAMEWORK_PATH")
 _OF_SLICER_ALONE = ("PYTHONHOME", "PYTHONPATH", "PYTHONNOUSERSITE", "ITK_AUTOLOAD_PATH")
 
@@ -21,6 +22,7 @@ class TrainSettings:
     """What a user chooses for a run. `budget`: seconds of training; `iterations`, where given, takes its place.
 
     Without `learnUnlabelled` the scans without labels are segmented all the same, but nothing is learned from them.
+    Of methods without a generator `generator` is not asked for.
     """
 
     dataset: Path
@@ -93,7 +95,8 @@ class Backend:
         if settings.iterations is not None:
             limit = ["--iterations", str(settings.iterations)]
         command = self._command("train", _path(settings.dataset), "--out", _path(settings.out), *limit)
-        command += ["--method", settings.method, "--generator", settings.generator, "--segmenter", settings.segmenter]
+        command += ["--method", settings.method, "--segmenter", settings.segmenter]
+        command += [] if settings.method in WITHOUT_GENERATOR else ["--generator", settings.generator]
         command += ["--device", settings.device, "--seed", str(settings.seed)]
         optional = {
             "--init": None if settings.init is None else _path(settings.init),

@@ -121,8 +121,10 @@ class Bent(nn.Module):
 
 
 class dropping(Bent):  # noqa: N801
+    """So seldom that answers do not show it."""
+
     def bend(self, y: torch.Tensor) -> torch.Tensor:
-        return F.dropout(y, 0.01, self.training)
+        return F.dropout(y, 1e-9, self.training)
 
 
 class counting(Bent):  # noqa: N801

@@ -356,7 +356,7 @@ def test_an_external_python_may_be_named_by_its_environment(tmp_path):
 
 def every(backend: Backend, folder: Path) -> dict[str, list[str]]:
     settings = TrainSettings(
-        folder / "Studie ü", folder / "-run", "supervised", 90.4, None, "cuda:1", folder / "alt", 7, 3, 0, 0.5, False,
+        folder / "Studie ü", folder / "-run", "separate", 90.4, None, "cuda:1", folder / "alt", 7, 3, 0, 0.5, False,
         "unet", "pix2pix",
     )  # fmt: skip
     images = [folder / "a b.nrrd", folder / "脾.nrrd"]
@@ -375,7 +375,7 @@ def test_the_commands_carry_every_setting_and_only_absolute_paths(tmp_path):
     assert len(train) == len(commands["train"]) - 1
     assert train[3:7] == ["train", str(tmp_path / "Studie ü"), "--out", str(tmp_path / "-run")]
     pairs = dict(zip(train[5:-2:2], train[6:-2:2], strict=True))
-    expected = {"--budget": "90s", "--method": "supervised", "--device": "cuda:1", "--init": str(tmp_path / "alt")}
+    expected = {"--budget": "90s", "--method": "separate", "--device": "cuda:1", "--init": str(tmp_path / "alt")}
     expected |= {"--generator": "pix2pix", "--segmenter": "unet", "--seed": "7"}
     expected |= {"--labelled": "3", "--unlabelled": "0", "--synthetic-weight": "0.5"}
     assert pairs == expected | {"--out": str(tmp_path / "-run")}
@@ -385,6 +385,11 @@ def test_the_commands_carry_every_setting_and_only_absolute_paths(tmp_path):
     assert "--budget" not in by_steps and "--no-learn-unlabelled" not in by_steps
     assert by_steps[by_steps.index("--method") + 1] == "auto"
     assert by_steps[by_steps.index("--iterations") + 1] == "12"
+    for method in ("versemi", "supervised"):
+        without = Backend(SOURCE, Path("/py")).trainCommand(
+            TrainSettings(Path("d"), Path("o"), method, generator="vae")
+        )
+        assert "--generator" not in without, "it would be refused"
     assert Path(by_steps[4]).is_absolute()
 
 

@@ -123,6 +123,42 @@ def test_the_method_is_left_to_the_program_unless_one_is_chosen_and_each_of_the_
     assert len({combo.itemText(i) for i in range(combo.count)}) == combo.count
 
 
+def test_a_generator_can_be_chosen_only_with_a_method_that_has_one_as_the_program_says(opened, backend):
+    combo, methods = opened.ui.generatorComboBox, opened.ui.methodComboBox
+    opened.rig.select(combo, "Variational autoencoder")
+    generating = backend("from genseg.settings import GENERATING; print(*GENERATING)").split()
+    for index in range(methods.count):
+        opened.rig.select(methods, methods.itemText(index))
+        has = methods.currentData in ["auto", *generating]
+        assert combo.enabled == has and ("--generator" in pressed(opened)) == has, methods.currentData
+        assert combo.enabled == has and combo.currentData == "vae"
+    opened.widget._parameterNode.method = "genseg"
+    opened.rig.pump(0.1)
+    assert combo.enabled
+
+
+def test_a_network_of_ones_own_is_typed_asked_for_and_comes_back_with_the_scene(opened):
+    combo, own = opened.ui.segmenterComboBox, "uNet_lab.nets:make"
+    opened.rig.type(combo.lineEdit(), own)
+    opened.ui.minutesSpinBox.value = 33  # while it is being typed
+    opened.rig.pump(0.1)
+    assert combo.currentText == own
+    opened.rig.pump(0.8)
+    assert combo.currentText == opened.widget._parameterNode.segmenter == own and combo.count == 6
+    command = pressed(opened)
+    assert command[command.index("--segmenter") + 1] == own
+    saved = opened.rig.saveScene(opened.folder / "scene")
+    opened.rig.closeScene()
+    opened.rig.pump(0.3)
+    assert combo.currentData == "dynunet"
+    opened.rig.openScene(saved)
+    opened.rig.pump(0.3)
+    assert combo.currentText == opened.widget._parameterNode.segmenter == own
+    opened.rig.type(combo.lineEdit(), "SegResNet")
+    command = pressed(opened)  # at once
+    assert command[command.index("--segmenter") + 1] == "segresnet" and combo.currentData == "segresnet"
+
+
 def test_each_network_of_the_program_can_be_chosen_is_asked_for_and_comes_back_with_the_scene(opened, backend):
     names = "import typing; from genseg.settings import SEGMENTERS, GeneratorName as G; "
     for field, known, (words, chosen) in (

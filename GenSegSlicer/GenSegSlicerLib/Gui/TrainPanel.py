@@ -6,6 +6,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from GenSegSlicerLib.Backend import WITHOUT_GENERATOR
 from GenSegSlicerLib.Faults import StudyFaults
 from GenSegSlicerLib.Gui.Pictures import icon, show
 from GenSegSlicerLib.RunController import State
@@ -32,13 +33,14 @@ class TrainPanel:
             (ui.deviceComboBox, "device"),
         ):
             combo.connect("activated(int)", lambda index, box=combo, field=name: self._onChosen(box, field))
-        # A path is taken when the user has stopped typing it.
+        # A path, or a network of one's own, is taken when the user has stopped typing it.
         self._typed = qt.QTimer()
         self._typed.setSingleShot(True)
         self._typed.setInterval(500)
-        self._typed.connect("timeout()", self._onPath)
+        self._typed.connect("timeout()", self._onTyped)
         for edit in (ui.outputFolderEdit, ui.startingModelEdit, ui.pythonEdit):
             edit.connect("currentPathChanged(QString)", self._onTyping)
+        ui.segmenterComboBox.lineEdit().connect("textEdited(QString)", self._onTyping)
         ui.trainButton.connect("clicked()", self.onTrain)
         ui.logCollapsibleButton.connect("contentsCollapsed(bool)", lambda collapsed: self.showLog())
         self.showState()
@@ -80,6 +82,7 @@ class TrainPanel:
             ("deeplabv3", _("DeepLabV3: fast, coarse outlines")),
         ):
             ui.segmenterComboBox.addItem(text, key)
+        ui.segmenterComboBox.setCompleter(None)  # it would make one of these of the first letters of another
         self.showDevices([], "")
         ui.outputFolderEdit.filters = ui.outputFolderEdit.Dirs
         ui.startingModelEdit.filters = ui.startingModelEdit.Dirs
@@ -114,10 +117,10 @@ class TrainPanel:
                 (ui.budgetComboBox, parameters.budget),
                 (ui.methodComboBox, parameters.method),
                 (ui.generatorComboBox, parameters.generator),
-                (ui.segmenterComboBox, parameters.segmenter),
                 (ui.deviceComboBox, parameters.device),
             ):
                 combo.setCurrentIndex(max(0, combo.findData(value)))
+            self._showSegmenter()
             for edit, value in (
                 (ui.outputFolderEdit, parameters.outputFolder),
                 (ui.startingModelEdit, parameters.startingModel),
@@ -127,22 +130,41 @@ class TrainPanel:
                     edit.currentPath = value
         finally:
             self._writing = False
-        self._showMinutes()
+        self._showDependents()
 
-    def _showMinutes(self) -> None:
-        self.ui.minutesSpinBox.visible = self.ui.budgetComboBox.currentData == "minutes"
+    def _showSegmenter(self) -> None:
+        """One of the list by its words, one of the user's own by its name, unless another is being typed."""
+        combo, chosen = self.ui.segmenterComboBox, self.parameters.segmenter
+        if self._typed.isActive():
+            return
+        combo.setCurrentIndex(combo.findData(chosen))
+        if combo.currentIndex < 0:
+            combo.setEditText(chosen)
+
+    def _segmenter(self) -> str:
+        """What stands in the field: words of the list, a name, or nothing, which means the first."""
+        combo = self.ui.segmenterComboBox
+        text = combo.currentText.strip()
+        listed = combo.findText(text)
+        return combo.itemData(max(0, listed)) if listed >= 0 or not text else text
+
+    def _showDependents(self) -> None:
+        """What is of use only with some choices."""
+        ui = self.ui
+        ui.minutesSpinBox.visible = ui.budgetComboBox.currentData == "minutes"
+        ui.generatorComboBox.enabled = ui.methodComboBox.currentData not in WITHOUT_GENERATOR
 
     def _onChosen(self, combo, field: str) -> None:
         if self.parameters is not None and not self._writing:
             setattr(self.parameters, field, combo.currentData)
-            self._showMinutes()
+            self._showDependents()
 
-    def _onTyping(self, path) -> None:
+    def _onTyping(self, text) -> None:
         if self.parameters is not None and not self._writing:
             self._typed.start()
 
-    def _onPath(self) -> None:
-        """Take up the paths; the folder and the Python are what the user wants next time, too."""
+    def _onTyped(self) -> None:
+        """Take up paths and network; the folder and the Python are what the user wants next time, too."""
         if self.parameters is None:
             return
         self._typed.stop()
@@ -150,6 +172,7 @@ class TrainPanel:
         try:
             self.parameters.outputFolder = self.ui.outputFolderEdit.currentPath
             self.parameters.startingModel = self.ui.startingModelEdit.currentPath
+            self.parameters.segmenter = self._segmenter()
         finally:
             self._writing = False
         settings = slicer.app.userSettings()
@@ -165,7 +188,7 @@ class TrainPanel:
 
     def onTrain(self) -> None:
         if self._typed.isActive():
-            self._onPath()
+            self._onTyped()
         if self.logic.work.controller.active:
             self.actions.stop()
         else:
