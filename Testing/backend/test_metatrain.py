@@ -326,6 +326,16 @@ def test_a_starting_point_is_judged_alike_whatever_it_was_learned_by_and_the_jud
     assert all(torch.equal(p, before[name]) for name, p in state.network.named_parameters())
 
 
+def test_judging_takes_no_more_than_its_share_of_the_time_and_the_card_says_what_was_left_out(
+    studies, tmp_path, few, monkeypatch
+):
+    monkeypatch.setattr("genseg.metatrain.SCORE_SECONDS", 0.0)
+    monkeypatch.setattr("genseg.metatrain.SCORE_SHARE", 0.0)
+    assert meta_train(settings_of(studies, tmp_path / "model"), EventLog()) == 0
+    assert len(json.loads((tmp_path / "model" / "card.json").read_text(encoding="utf-8"))["query_dice"]) == 1
+    assert "no time for the other structures" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_structure_that_one_patient_alone_shows_has_no_score(studies, tmp_path, few, monkeypatch):
     state = learner(studies, tmp_path)
     study = state.tasks.studies[0].study

@@ -53,12 +53,10 @@ class Tasks:
         return self.of(Task(which, tuple(sorted(chosen))), rng)
 
     def single(self) -> list[Task]:
-        """Every structure of every study that a scan shows."""
-        return [
-            Task(which, (structure,))
-            for which, sampler in enumerate(self.samplers)
-            for structure in sorted({k for one in sampler.foreground for k in one})
-        ]
+        """Every structure of every study that a scan shows: the first of each study, then the second of each."""
+        shown = [sorted({k for one in sampler.foreground for k in one}) for sampler in self.samplers]
+        turns = [(turn, which, k) for which, found in enumerate(shown) for turn, k in enumerate(found)]
+        return [Task(which, (k,)) for _, which, k in sorted(turns)]
 
     def of(self, task: Task, rng: torch.Generator) -> Episode:
         """Scans that show the task's structures: 1 to SHOTS patients' are labelled, the others' ask."""
