@@ -194,8 +194,9 @@ def test_a_starting_model_of_other_dimensions_is_refused_before_anything_is_writ
     assert not (tmp_path / "run").exists()
 
 
-def test_thick_slices_are_planned_as_volumes_where_the_starting_model_is_of_volumes(data, tmp_path):
+def test_thick_slices_are_planned_as_volumes_where_the_starting_model_is_of_volumes(data, tmp_path, few, monkeypatch):
     """As they were where it was learned from them together with volumes; alone they would be single slices."""
+    monkeypatch.setattr("genseg.metatrain.SCORE_SECONDS", 0.0)
     volumes = tiny_study(data / "hippocampus", tmp_path / "hippocampus", 2, 1)
     slices = tiny_study(data / "acdc", tmp_path / "acdc", 2, 1)
     settings = settings_of([volumes, slices], tmp_path / "model", method="pretrain")
