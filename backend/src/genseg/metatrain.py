@@ -186,7 +186,8 @@ def _scores(run: MetaRun) -> dict[str, float | None]:
 
     As many structures of every study as there is time for: a tenth of what the learning took, or half a minute.
     """
-    tasks, scores, end = run.learner.tasks.single(), {}, run.spent + max(SCORE_SECONDS, SCORE_SHARE * run.spent)
+    scores: dict[str, float | None] = {}
+    tasks, end = run.learner.tasks.single(), run.spent + max(SCORE_SECONDS, SCORE_SHARE * run.spent)
     for number, task in enumerate(tasks):
         if scores and run.spent > end:
             break
