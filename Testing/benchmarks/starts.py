@@ -5,7 +5,7 @@
         --seeds 0 --starts "" MODELS/photographs-imaml-0 MODELS/photographs-pretrain-0
 
 The second command adapts them to a study that they have not seen. A model that is there is not learned again: give
-another budget or grid another folder. The time is that of the clock: whatever else the machine does takes from it.
+another budget or grid another folder. On a processor every model has one thread and counts that thread's seconds.
 """
 
 import argparse

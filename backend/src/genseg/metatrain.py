@@ -17,13 +17,13 @@ from genseg.plan import Plan
 from genseg.prepare import Prepared, prepare, versions
 from genseg.runfolder import RunFolder, building, read_model, replacing, write_json
 from genseg.settings import MetaSettings
-from genseg.startingmodel import Card, Start, StartingModel, described
+from genseg.startingmodel import Card, Start, StartingModel, with_studies
 from genseg.state import save_tensors, seeded
 
 RATE = 1e-3
 SAVE_SECONDS = 20.0
 METRIC_SECONDS = 2.0
-SCORE_SECONDS, SCORE_SHARE = 30.0, 0.1
+SCORE_SECONDS, SCORE_SHARE = 30.0, 0.1  # for judging the finished start: so long, or that share of the learning
 ATTEMPTS = 10  # steps that are not finite, one after another
 
 
@@ -87,7 +87,7 @@ def learn_from(
     status = _fit(run)
     _save(run)
     if status == EXIT_OK:
-        _save(run, _scores(run))
+        _tell_card(run, query_dice=_scores(run))
         run.folder.mark_done(run.step)
         run.folder.stop.unlink(missing_ok=True)
     log.emit(Finished(status=status, seconds=run.spent, model=str(run.folder.best)))
@@ -124,11 +124,10 @@ def _create(run: MetaRun, studies: list[Prepared], start: StartingModel | None) 
         run.settings.save(made.settings)
         run.plan.save(made.plan)
         earlier = [] if start is None else start.trained_on
-        own = [described(one.study) for one in studies]
         card = Card(
             method=run.settings.method,
             genseg=__version__,
-            trained_on=earlier + [one for one in own if one not in earlier],
+            trained_on=with_studies(earlier, [one.study for one in studies]),
             began_from=None if start is None else start.card,
         )
         write_json(made.card, card.model_dump())
@@ -197,11 +196,15 @@ def _scores(run: MetaRun) -> dict[str, float | None]:
     return scores
 
 
-def _save(run: MetaRun, scores: dict[str, float | None] | None = None) -> None:
+def _save(run: MetaRun) -> None:
     """The starting point as it is, with its card."""
     save_tensors(run.folder.best, _weights(run), {"step": str(run.step)})
-    made = {"meta_steps": run.step, "seconds": round(run.spent), "query_dice": scores or {}}
-    card = read_model(Card, run.folder.card).model_copy(update=made)
+    _tell_card(run, meta_steps=run.step, seconds=round(run.spent))
+
+
+def _tell_card(run: MetaRun, **told: object) -> None:
+    """Change what the card says, for programs and for people."""
+    card = read_model(Card, run.folder.card).model_copy(update=told)
     write_json(run.folder.card, card.model_dump())
     _write_readme(run, card)
 

@@ -1,6 +1,6 @@
 """Start from what earlier runs taught: a run's own model, a bundle, or a starting model of `genseg meta-train`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -240,7 +240,12 @@ def trained_on(folder: RunFolder) -> list[Studied]:
         return [Studied.model_validate(one) for one in read_json(bundled)]
     run = RunFolder(folder.path.parent.parent)
     together = run.saved_studies() if run.several and folder.path.parent == run.of_studies else [folder]
-    earlier, own = origin_of(folder), [described(Study.load(one.study)) for one in together]
+    return with_studies(origin_of(folder), [Study.load(one.study) for one in together])
+
+
+def with_studies(earlier: list[Studied], studies: Sequence[Study]) -> list[Studied]:
+    """The same list and behind it those of the studies that it lacks."""
+    own = [described(study) for study in studies]
     return earlier + [one for one in own if one not in earlier]
 
 
