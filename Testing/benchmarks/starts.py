@@ -5,7 +5,8 @@
         --seeds 0 --starts "" MODELS/photographs-imaml-0 MODELS/photographs-pretrain-0
 
 The second command adapts them to a study that they have not seen. A model that is there is not learned again: give
-another budget or grid another folder. On a processor every model has one thread and counts that thread's seconds.
+another budget or grid another folder, and so what goes on from another model (`--init`). On a processor every model has
+one thread and counts that thread's seconds.
 """
 
 import argparse
@@ -22,7 +23,11 @@ from runs import DATA, GRIDS
 from genseg.settings import MetaMethod, MetaSettings
 
 # Studies learned from; torso's model-made labels, of which the data set says that they are no expert's, only here.
-GROUPS = {"photographs": ("isic2017", "busi", "shenzhen", "dsb2018", "drive"), "volumes": ("acdc", "torso_ct_mr")}
+GROUPS = {
+    "photographs": ("isic2017", "busi", "shenzhen", "dsb2018", "drive"),
+    "volumes": ("acdc", "torso_ct_mr"),
+    "hearts": ("acdc",),
+}
 METHODS: tuple[MetaMethod, ...] = get_args(MetaMethod)
 
 
@@ -36,6 +41,7 @@ def learn(out: Path, group: str, settings: MetaSettings, grid: str) -> None:
     from genseg.events import EventLog
     from genseg.methods.episodes import with_channels
     from genseg.prepare import load
+    from genseg.startingmodel import Start
     from genseg.study import read_study
 
     torch.set_num_threads(1)
@@ -44,12 +50,13 @@ def learn(out: Path, group: str, settings: MetaSettings, grid: str) -> None:
     studies = [s.model_copy(update={"unlabeled": [], "test": []}) for s in studies]
     target, log = find_device(settings.device), EventLog()
     logs = [log] * len(studies)
-    ready = load(studies, None, settings.as_training(), find_device("cpu"), logs, OnGrid(grid))
+    start = Start(settings.init).model
+    ready = load(studies, None, settings.as_training(), find_device("cpu"), logs, OnGrid(grid, start))
     channels = max(one.plan.channels for one in ready)
     ready = [with_channels(one, channels) for one in ready]
     moved = [replace(one, device=target, labelled=on_device(one.labelled, target)) for one in ready]
     now = time.process_time if target.is_cpu else time.monotonic
-    metatrain.learn_from(moved, settings, log, now=now)
+    metatrain.learn_from(moved, settings, log, start, now)
     print(out, flush=True)
 
 
@@ -60,6 +67,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=[*METHODS], choices=METHODS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--budget", type=float, default=1800.0, help="seconds of each")
+    parser.add_argument("--init", type=Path, help="model that all go on from")
     parser.add_argument("--grid", default="full", choices=[*GRIDS])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=2)
@@ -69,7 +77,7 @@ def main() -> None:
         out = chosen.models / f"{group}-{method}-{seed}"
         settings = MetaSettings(
             dataset=DATA / GROUPS[group][0], out=out, method=method, seed=seed, budget=chosen.budget,
-            device=chosen.device,
+            device=chosen.device, init=chosen.init,
         )  # fmt: skip
         if not (out / "done").exists():
             shutil.rmtree(out, ignore_errors=True)  # what was begun and not ended
