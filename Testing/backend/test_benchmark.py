@@ -13,6 +13,7 @@ from tiny_run import tiny_study
 from genseg.augment import REFERENCE
 from genseg.device import find_device
 from genseg.methods.joint import Stage
+from genseg.networks.generators import style_of
 from genseg.settings import Settings
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -22,7 +23,7 @@ import figures  # noqa: E402
 import peers  # noqa: E402
 import runs  # noqa: E402
 from runs import FIELDS, Run, read_rows  # noqa: E402
-from training import ProcessorClock, prepared  # noqa: E402
+from training import ProcessorClock, Warped, prepared, restyled  # noqa: E402
 
 
 def state_of(arm: str, set_: str = "hippocampus-2"):
@@ -66,6 +67,20 @@ def test_a_warped_photograph_shows_the_structures_that_were_implanted_into_its_m
     for step in range(4):
         image, label, _ = joint._synthetic_pairs(joint.synthesis, step, Stage(synthetic=True))
         assert ((image[:, 0] > 0.5) != (label > 0)).float().mean() < 0.03  # implants have soft edges
+
+
+def test_a_restyled_image_has_the_quantiles_of_the_style_and_keeps_the_order_of_its_greys(data):
+    joint = state_of("restyle", "kvasir-5").joint
+    image, label, _ = joint._synthetic_pairs(joint.synthesis, 0, Stage(synthetic=True))
+    plain, same, _ = Warped._synthetic_pairs(joint, joint.synthesis, 0, Stage(synthetic=True))
+    assert torch.equal(label, same)
+    assert not torch.allclose(image, plain, atol=0.1)
+    assert torch.allclose(restyled(plain, style_of(plain)), plain, atol=1e-3)
+    style = style_of(plain).flip(0)  # every patch as another
+    there = restyled(plain, style)
+    assert torch.allclose(style_of(there).view(-1, 3, 7)[..., 2:], style.view(-1, 3, 7)[..., 2:], atol=0.05)
+    for before, after in zip(plain.flatten(0, 1).flatten(1), there.flatten(0, 1).flatten(1), strict=True):
+        assert (after[before.argsort()].diff() > -1e-4).all()
 
 
 def test_seconds_of_waiting_take_nothing_from_the_budget():

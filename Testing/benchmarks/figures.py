@@ -14,7 +14,8 @@ PAIRS = (
     ("supervised", "none"), ("warp", "supervised"), ("separate", "supervised"), ("genseg", "supervised"),
     ("versemi", "supervised"), ("genseg+versemi", "supervised"), ("genseg", "separate"), ("genseg", "warp"),
     ("versemi", "genseg"), ("genseg+versemi", "genseg"), ("genseg+versemi", "versemi"),
-    ("warp+versemi", "versemi"), ("genseg+versemi", "warp+versemi"),
+    ("warp+versemi", "versemi"), ("genseg+versemi", "warp+versemi"), ("restyle", "warp"), ("genseg", "restyle"),
+    ("restyle+versemi", "warp+versemi"), ("genseg+versemi", "restyle+versemi"),
     *((arm, peer) for arm in ("supervised", "genseg+versemi") for peer in PEERS),
     *(("versemi", f"versemi-{part}") for part in PARTS),  # what each part is worth
 )  # fmt: skip

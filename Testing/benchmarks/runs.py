@@ -24,8 +24,9 @@ OTHER_SOURCE = {"drive": "chase_db1"}  # of the same structure, never trained on
 HELD_BACK = 26  # scans at the end of `training` (or half of them) to choose by, so that no test scan is
 # Time of a step in supervised steps, the generator's pretraining included: docs/benchmarks.md.
 COST = {"supervised": 1.0, "none": 1.0, "warp": 1.0, "separate": 1.15, "genseg": 1.27, "versemi": 1.24}
-COST |= {"warp+versemi": 1.25, "genseg+versemi": 1.7, "versemi-prompts": 1.1}
+COST |= {"restyle": 1.0, "restyle+versemi": 1.25, "warp+versemi": 1.25, "genseg+versemi": 1.7, "versemi-prompts": 1.1}
 METHOD = {"none": "supervised", "warp": "separate", "warp+versemi": "genseg+versemi"}
+METHOD |= {"restyle": "separate", "restyle+versemi": "genseg+versemi"}
 METHOD |= {f"versemi-{part}": "versemi" for part in PARTS}
 PEERS = ("nnunet", "monai-unet")
 ARMS = ("none", "supervised", "warp", "separate", "genseg", "versemi", "warp+versemi", "genseg+versemi")
@@ -64,8 +65,8 @@ class Run:
 
     @property
     def warps(self) -> bool:
-        """Whether synthetic masks come with real images in the place of generated ones."""
-        return self.arm.startswith("warp")
+        """Whether synthetic masks come with real images, as they are or restyled, in the place of generated ones."""
+        return self.arm.startswith(("warp", "restyle"))
 
     def settings(self) -> Settings:
         method = METHOD.get(self.arm, self.arm)

@@ -21,6 +21,8 @@ from genseg.events import EventLog
 from genseg.inference import Predictor
 from genseg.methods.joint import Joint, Stage, Synthesis
 from genseg.methods.synthesis import SyntheticDraw, implanted, label_of
+from genseg.networks.generators import style_of
+from genseg.networks.generators.generator import QUANTILES
 from genseg.plan import Plan
 from genseg.predict import by_model
 from genseg.prepare import load
@@ -42,6 +44,10 @@ class ProcessorClock(Clock):
     def tick(self) -> None:
         now = time.process_time()
         self.elapsed, self._since = self.elapsed + now - self._since, now
+
+
+RESTYLED = 0.3  # SDs of the styles by which a drawn one is changed
+FLAT = 0.1  # grey values (z) nearer to each other than this are not drawn apart further
 
 
 class Unchanged(Sampler):
@@ -67,6 +73,33 @@ class Warped(Joint):
         if draw.implant is not None:
             pair = implanted(pair, self.sampler.load(draw.implant, strength), self.plan.classes)
         return pair[0], label_of(pair[1], self.plan.classes), draw.wanted.to(pair[0].device)
+
+
+class Restyled(Warped):
+    """`restyle` and `restyle+versemi`: the same pairs, each image part of the way to the grey values of another scan,
+    labelled or not."""
+
+    def _synthetic_pairs(self, s: Synthesis, step: int, stage: Stage) -> tuple[torch.Tensor, ...]:
+        image, label, wanted = super()._synthetic_pairs(s, step, stage)
+        rng = stream(self.seed, "restyle", step)
+        style, deviation, _, _ = s.sources.styles.draw([0] * len(image), rng)
+        share = torch.rand(len(image), *[1] * (image.ndim - 1), generator=rng).to(image.device)
+        return torch.lerp(image, restyled(image, (style + deviation * RESTYLED).to(image.device)), share), label, wanted
+
+
+def restyled(image: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+    """[n, C, *patch] with every channel's quantiles moved to those of a style [n, s], straight lines between them."""
+    n, channels = image.shape[:2]
+    here, there = (
+        one.view(n, channels, -1)[..., -len(QUANTILES) :].sort(-1).values for one in (style_of(image), style)
+    )
+    shape = (n, channels, *[1] * (image.ndim - 2), len(QUANTILES))
+    here, there = here.view(shape), there.view(shape)
+    gaps = here.diff(dim=-1)
+    slopes = there.diff(dim=-1) / gaps.clamp_min(FLAT)
+    least, most = torch.zeros_like(gaps), gaps.clone()
+    least[..., 0], most[..., -1] = -math.inf, math.inf  # the lines at both ends go on
+    return there[..., 0] + (slopes * (image[..., None] - here[..., :-1]).clamp(least, most)).sum(-1)
 
 
 def go(run: Run, device: str, jobs: int, pages: Path | None) -> dict[str, Any]:
@@ -150,7 +183,8 @@ def prepared(run: Run, studies: list[Study], target: Device) -> RunState:
         if run.arm == "none":
             part.joint.sampler = Unchanged(part.joint.sampler.cases, part.joint.plan)
         elif run.warps:
-            part.joint = Warped(**{f.name: getattr(part.joint, f.name) for f in fields(Joint)})
+            made = Restyled if run.arm.startswith("restyle") else Warped
+            part.joint = made(**{f.name: getattr(part.joint, f.name) for f in fields(Joint)})
     return state
 
 
