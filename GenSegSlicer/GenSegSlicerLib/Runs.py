@@ -25,6 +25,7 @@ _META_METHODS = ("imaml", "first-order", "reptile", "pretrain")  # of starting m
 _OWN = {
     *("settings.json", "study.json", "plan.json", "events.jsonl", "metrics.json", "report.html", "traceback.txt"),
     *("checkpoints", "synthetic", "predictions", "model", "generator", "stop", "done", "excluded.json", "origin.json"),
+    "together.json",
     *(".DS_Store", "Thumbs.db", "desktop.ini"),
 }
 

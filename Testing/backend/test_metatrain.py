@@ -4,19 +4,22 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_together import genseg
-from tiny_run import ENVIRONMENT, tensors, tiny_study
+from tiny_run import ENVIRONMENT, run_train, tensors, tiny_study
 
 from genseg.device import find_device
 from genseg.errors import RunFailed
 from genseg.events import EventLog
+from genseg.export import export_bundle
 from genseg.inference import Predictor
 from genseg.metatrain import learner_of, meta_train, plan_of, prepare_studies
+from genseg.methods import imaml
 from genseg.methods.episodes import Tasks
 from genseg.methods.metalearn import OUTPUT, MetaLearner, fresh_output
 from genseg.methods.synthesis import label_of
@@ -37,7 +40,15 @@ METHODS = ("imaml", "first-order", "reptile", "pretrain")
 def studies(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A coloured and a grey study, cut down."""
     folder = tmp_path_factory.mktemp("studies")
-    return [tiny_study(data / name, folder / name, 4, 1) for name in ("isic2017", "busi")]
+    return [named(tiny_study(data / name, folder / name, 4, 1), name) for name in ("isic2017", "busi")]
+
+
+def named(study: Path, name: str) -> Path:
+    """The study with a name, a licence and a reference."""
+    file = study / "dataset.json"
+    told = {"name": name, "licence": f"licence of {name}", "reference": f"paper of {name}"}
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | told), encoding="utf-8")
+    return study
 
 
 def settings_of(studies: list[Path], out: Path, **more: object) -> MetaSettings:
@@ -108,6 +119,56 @@ def test_a_meta_step_changes_every_shared_weight_and_depends_on_seed_and_step_al
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if not name.startswith(OUTPUT)}
     assert all(torch.equal(p, after[name]) for name, p in second.network.named_parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_meta_steps_on_one_task_make_its_question_easier(studies, tmp_path, method, few):
+    """The same draws in every step, so that nothing but θ changes."""
+    state = learner(studies, tmp_path, method=method)
+    seen = [state.step(0)["loss/query"] for _ in range(6)]
+    assert seen[-1] < seen[0] - 0.01, seen
+
+
+def test_one_strength_holds_for_inner_steps_and_system_and_the_next_search_begins_where_the_last_ended(
+    studies, tmp_path, few, monkeypatch
+):
+    strengths, starts = [], []
+
+    def spied_adapt(loss, start, strength, steps, rate):
+        strengths.append(strength)
+        return imaml.adapt(loss, start, strength, steps, rate)
+
+    def spied_gradient(slope, curvature, strength, start):
+        strengths.append(strength)
+        starts.append(start)
+        found, solution = imaml.implicit_gradient(slope, curvature, strength, start)
+        return found, replace(solution, x=solution.x + len(starts))
+
+    monkeypatch.setattr("genseg.methods.metalearn.adapt", spied_adapt)
+    monkeypatch.setattr("genseg.methods.metalearn.implicit_gradient", spied_gradient)
+    state = learner(studies, tmp_path)
+    state.step(0)
+    kept = next(iter(state.earlier.values())).clone()
+    state.step(0)
+    assert len({*strengths}) == 1 and len(strengths) == 4
+    assert starts[0] is None and torch.equal(starts[1], kept)
+
+
+def test_the_scans_that_ask_are_never_those_that_were_labelled(studies, tmp_path, few, monkeypatch):
+    state, asked = learner(studies, tmp_path), []
+    load = state.tasks.load
+
+    def spied(task, scans, rng, *rest, **more):
+        asked.append(tuple(scans))
+        return load(task, scans, rng, *rest, **more)
+
+    monkeypatch.setattr(state.tasks, "load", spied)
+    state.step(0)
+    first, second, question, near = asked
+    assert first == second == near and not {*first} & {*question}
+    asked.clear()
+    state.score(state.tasks.single()[0])
+    assert len(asked) == 9 and not any({*asked[i]} & {*asked[i + 1]} for i in (0, 3, 6))  # question, two inner steps
 
 
 def test_imaml_and_first_order_differ_only_by_the_solved_system(studies, tmp_path, monkeypatch, few):
@@ -228,6 +289,84 @@ def test_learning_goes_on_from_an_earlier_starting_model(model, studies, tmp_pat
     anew = start.copy_to(again.network, again.tasks.studies[0].plan)
     assert len(anew) == 2 and all(name.startswith(OUTPUT) for name in anew)  # weight and bias of the last layer
     assert all(torch.equal(p, start.weights[name]) for name, p in again.start().items())
+
+
+def test_going_on_takes_over_the_weights_draws_other_tasks_and_the_card_tells_all_that_was_learned_from(
+    model, studies, data, tmp_path, few, monkeypatch
+):
+    steps, step = [], MetaLearner.step
+    monkeypatch.setattr(MetaLearner, "step", lambda self, number: steps.append(number) or step(self, number))
+    other = named(tiny_study(data / "isic2017", tmp_path / "third", 2, 1), "third")
+    settings = MetaSettings(
+        dataset=other, out=tmp_path / "again", device="cpu", iterations=2, method="reptile", init=model
+    )
+    assert meta_train(settings, EventLog()) == 0
+    before, after = StartingModel.load(model), StartingModel.load(tmp_path / "again")
+    assert steps == [1, 2] and after.meta_steps == 3  # the model has made one step
+    assert all((p - before.weights[name]).abs().max() < 5e-3 for name, p in after.weights.items())
+    assert [one.name for one in after.trained_on] == ["isic2017", "busi", "third"]
+    assert after.card.began_from == before.card
+    assert "going on from 1 steps of pretrain" in (tmp_path / "again" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_bundle_hands_on_the_studies_that_its_weights_come_from(model, studies, data, tmp_path):
+    run = run_train(studies[0], tmp_path / "run", iterations=1, method="supervised", init=model).run
+    bundle = tmp_path / "bundle"
+    export_bundle(run, bundle)
+    assert [one.name for one in StartingModel.load(bundle).trained_on] == ["isic2017", "busi"]
+    text = (bundle / "docs" / "license.txt").read_text(encoding="utf-8")
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    for name in ("isic2017", "busi"):
+        assert f"{name}: licence of {name} (paper of {name})" in text
+    assert metadata["references"] == ["paper of isic2017", "paper of busi"]
+    for wrong in ("null", "[{}]", '{"name": 1}'):
+        (bundle / "configs" / "trained_on.json").write_text(wrong)
+        with pytest.raises(RunFailed, match=r"trained_on\.json is damaged"):
+            StartingModel.load(bundle)
+    (bundle / "configs" / "trained_on.json").write_text("[]")
+    assert [one.licence for one in StartingModel.load(bundle).trained_on] == ["unknown"]
+
+
+def test_a_run_whose_weights_are_not_finite_or_another_networks_is_no_start(studies, tmp_path):
+    run = run_train(studies[0], tmp_path / "run", iterations=1, method="supervised").run
+    weights = load_file(run.best)
+    name = next(iter(weights))
+    save_file(weights | {name: weights[name] * float("nan")}, run.best)
+    with pytest.raises(RunFailed, match="not all finite"):
+        StartingModel.load(run.path)
+    save_file(weights | {name: weights[name][:1].clone()}, run.best)
+    with pytest.raises(RunFailed, match="is damaged"):
+        StartingModel.load(run.path)
+
+
+def test_a_starting_model_brings_no_code_with_it(model, tmp_path, monkeypatch):
+    (tmp_path / "foreign.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(model, tmp_path / "copy")
+    plan = RunFolder(tmp_path / "copy").plan
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"segmenter": "foreign:network"}))
+    with pytest.raises(RunFailed, match="names the network 'foreign:network'"):
+        StartingModel.load(tmp_path / "copy")
+
+
+def test_a_budget_that_ends_before_the_first_step_makes_no_model(studies, tmp_path):
+    short = settings_of(studies, tmp_path / "short").model_copy(update={"iterations": None, "budget": 1e-9})
+    with pytest.raises(RunFailed, match="before the first meta-step"):
+        meta_train(short, EventLog())
+    assert not RunFolder(short.out).done.exists() and not RunFolder(short.out).best.exists()
+
+
+def test_a_stop_ends_the_judging(studies, tmp_path, few, monkeypatch):
+    score, folder = MetaLearner.score, RunFolder(tmp_path / "model")
+
+    def stopped(self, task):
+        folder.stop.touch()
+        return score(self, task)
+
+    monkeypatch.setattr(MetaLearner, "score", stopped)
+    assert meta_train(settings_of(studies, folder.path, method="pretrain"), EventLog()) == 0
+    assert len(json.loads(folder.card.read_text(encoding="utf-8"))["query_dice"]) == 1
+    assert folder.done.exists() and not folder.stop.exists()
 
 
 def test_what_only_runs_have_is_refused_for_a_starting_model(model, tmp_path):

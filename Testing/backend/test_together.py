@@ -23,6 +23,7 @@ from genseg.prepare import load
 from genseg.preprocess import WorkingCase, colours_of, to_working_grid
 from genseg.runfolder import RunFolder
 from genseg.settings import Settings
+from genseg.startingmodel import trained_on
 from genseg.study import read_study
 from genseg.together import differences, make_plans, named_apart, prompts_of
 
@@ -195,6 +196,15 @@ def test_a_lost_order_of_the_studies_is_told(two, tmp_path):
     (tmp_path / "run" / "studies" / "order.json").unlink()
     done = genseg("train", "--resume", tmp_path / "run")
     assert done.returncode == 1 and "order.json is damaged: it is missing" in done.stderr, done.stderr
+
+
+def test_a_model_names_all_studies_it_was_trained_on_wherever_its_folder_lies(two, tmp_path):
+    shutil.copytree(two[2] / "studies" / "acdc", tmp_path / "copy")
+    os.symlink(two[2] / "studies" / "acdc", tmp_path / "link")
+    for path in (two[2] / "studies" / "acdc", tmp_path / "copy", tmp_path / "link"):
+        assert [one.name for one in trained_on(RunFolder(path))] == ["hippocampus", "acdc"]
+    (tmp_path / "copy" / "together.json").unlink()  # as runs of earlier versions are
+    assert [one.licence for one in trained_on(RunFolder(tmp_path / "copy"))][1:] == ["unknown"]
 
 
 def test_each_study_has_a_folder_like_a_runs_own(two):

@@ -257,7 +257,7 @@ def meta_train(
         programs=events,
         run=settings.out,
         watch=watch_stdin,
-        again=f'genseg meta-train STUDY... --init "{settings.out}"',
+        again=f'genseg meta-train STUDY... --init "{settings.out}" --out NEW',
     )
 
 

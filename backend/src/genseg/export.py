@@ -58,7 +58,7 @@ def export_bundle(run: RunFolder, out: Path) -> None:
     _write_text(out / "docs" / "README.md", _readme(plan, study, settings, seen))
     _write_text(out / "docs" / "license.txt", _license(sources))
     write_json(
-        out / "configs" / "metadata.json", metadata(plan, study, settings, seen)
+        out / "configs" / "metadata.json", metadata(plan, study, settings, seen, sources)
     )  # last: now the bundle is complete
 
 
@@ -106,7 +106,7 @@ def _write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def metadata(plan: Plan, study: Study, settings: Settings, trained_on: str) -> dict[str, Any]:
+def metadata(plan: Plan, study: Study, settings: Settings, trained_on: str, sources: list[Studied]) -> dict[str, Any]:
     """configs/metadata.json after MONAI's bundle specification."""
     names = ", ".join(label.name for label in study.labels.structures)
     network = ("DynUNet" if plan.segmenter == DEFAULT else plan.segmenter) + (" with prompts" if plan.prompts else "")
@@ -130,7 +130,7 @@ def metadata(plan: Plan, study: Study, settings: Settings, trained_on: str) -> d
         "label_classes": f"one channel, values {', '.join(str(label.value) for label in study.labels.labels)}",
         "pred_classes": f"{plan.classes} channels, one score a class, background first",
         "intended_use": INTENDED_USE,
-        "references": [text for text in [study.reference] if text],
+        "references": list(dict.fromkeys(one.reference for one in sources if one.reference)),
         "network_data_format": _network_data_format(plan, study),
     }
 
@@ -234,7 +234,9 @@ models/model.safetensors and models/model.pt hold the same weights; inference.js
 
 
 def _license(sources: list[Studied]) -> str:
-    terms = "\n".join(f"- {one.name}: {one.licence}" for one in sources)
+    terms = "\n".join(
+        f"- {one.name}: {one.licence}" + (f" ({one.reference})" if one.reference else "") for one in sources
+    )
     return f"""The configuration files and the documentation of this bundle were written by genseg {__version__} and are
 licensed under the Apache License, Version 2.0 (https://www.apache.org/licenses/LICENSE-2.0).
 

@@ -65,7 +65,7 @@ class Predictor:
         network = build_segmenter(plan)
         try:
             load_model(network, weights)
-        except SafetensorError as error:
+        except (SafetensorError, RuntimeError) as error:  # the latter: of another network than the plan's
             raise DamagedFile(weights, error) from error
         return cls(network, plan, table, find_device(device))
 

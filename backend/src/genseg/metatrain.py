@@ -17,7 +17,7 @@ from genseg.plan import Plan
 from genseg.prepare import Prepared, prepare, versions
 from genseg.runfolder import RunFolder, building, read_model, replacing, write_json
 from genseg.settings import MetaSettings
-from genseg.startingmodel import Card, Start, StartingModel, with_studies
+from genseg.startingmodel import Card, Start, StartingModel, described, with_studies
 from genseg.state import save_tensors, seeded
 
 RATE = 1e-3
@@ -37,7 +37,9 @@ class MetaRun:
     plan: Plan  # of the network
     log: EventLog
     now: Callable[[], float] = time.monotonic  # seconds; a budget is of this clock
-    step: int = 0
+    before: int = 0  # meta-steps of the starting models that this one goes on from
+    step: int = 0  # that have been tried
+    taken: int = 0
     begin: float = field(init=False)
     told: float = 0.0  # when the curves last got a point
 
@@ -74,7 +76,8 @@ def learn_from(
 ) -> int:
     """The same with the studies at hand, of one number of channels and one network."""
     plan = plan_of(studies)
-    run = MetaRun(RunFolder(settings.out), settings, learner_of(studies, plan, settings), plan, log, now)
+    before = 0 if start is None else start.meta_steps
+    run = MetaRun(RunFolder(settings.out), settings, learner_of(studies, plan, settings), plan, log, now, before)
     anew = [] if start is None else start.copy_to(run.learner.network, plan)
     _create(run, studies, start)
     log.open(run.folder.events)
@@ -85,7 +88,11 @@ def learn_from(
     )
     log.emit(Planned(plan=plan.model_dump(mode="json")))
     status = _fit(run)
-    _save(run)
+    if not run.taken and status == EXIT_OK:
+        remedy = "Give a longer --budget and another --out."
+        raise RunFailed("too_short", "The budget ended before the first meta-step; nothing was learned.", remedy)
+    if run.taken:
+        _save(run)
     if status == EXIT_OK:
         _tell_card(run, query_dice=_scores(run))
         run.folder.mark_done(run.step)
@@ -127,7 +134,7 @@ def _create(run: MetaRun, studies: list[Prepared], start: StartingModel | None) 
         card = Card(
             method=run.settings.method,
             genseg=__version__,
-            trained_on=with_studies(earlier, [one.study for one in studies]),
+            trained_on=with_studies(earlier, [described(one.study) for one in studies]),
             began_from=None if start is None else start.card,
         )
         write_json(made.card, card.model_dump())
@@ -141,6 +148,7 @@ def _fit(run: MetaRun) -> int:
             group["lr"] = RATE * (1 - run.progress) ** 0.9
         seen = _step(run)
         run.step += 1
+        run.taken += seen is not None
         left_out = 0 if seen is not None else left_out + 1
         if seen is not None:
             _tell(run, seen)
@@ -149,7 +157,7 @@ def _fit(run: MetaRun) -> int:
         elif left_out > ATTEMPTS:
             remedy = "Look for scans with extreme intensities; then train again, perhaps with another --seed."
             raise RunFailed("diverged", f"The last {left_out} steps were not finite; step {run.step}.", remedy)
-        if run.now() - saved > SAVE_SECONDS:
+        if run.taken and run.now() - saved > SAVE_SECONDS:
             _save(run)
             saved = run.now()
         if run.folder.stop.exists():
@@ -159,11 +167,13 @@ def _fit(run: MetaRun) -> int:
 
 def _step(run: MetaRun) -> dict[str, float] | None:
     try:
-        return run.learner.step(run.step)
+        return run.learner.step(run.before + run.step)  # going on is given other tasks than the beginning was
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        remedy = "Close other programs, or choose another --device; --method first-order needs a third of the memory."
+        remedy = "Close other programs, or choose another --device."
+        if run.settings.method == "imaml":
+            remedy = remedy[:-1] + "; --method first-order needs a third of the memory."
         raise RunFailed("out_of_memory", "The memory does not suffice for a meta-step.", remedy) from error
 
 
@@ -188,7 +198,7 @@ def _scores(run: MetaRun) -> dict[str, float | None]:
     scores: dict[str, float | None] = {}
     tasks, end = run.learner.tasks.single(), run.spent + max(SCORE_SECONDS, SCORE_SHARE * run.spent)
     for number, task in enumerate(tasks):
-        if scores and run.spent > end:
+        if scores and (run.spent > end or run.folder.stop.exists()):
             break
         run.log.emit(Progress(phase="predict", step=number, total=len(tasks)))
         dice = run.learner.score(task)
@@ -199,7 +209,7 @@ def _scores(run: MetaRun) -> dict[str, float | None]:
 def _save(run: MetaRun) -> None:
     """The starting point as it is, with its card."""
     save_tensors(run.folder.best, _weights(run), {"step": str(run.step)})
-    _tell_card(run, meta_steps=run.step, seconds=round(run.spent))
+    _tell_card(run, meta_steps=run.taken, seconds=round(run.spent))
 
 
 def _tell_card(run: MetaRun, **told: object) -> None:
@@ -223,7 +233,7 @@ def _write_readme(run: MetaRun, card: Card) -> None:
         for one in card.trained_on
     ]
     scores = [
-        f"| {name} | {'not measured, one patient alone shows it' if dice is None else f'{dice:.2f}'} |"
+        f"| {name} | {'not measured: no patch of another patient showed it' if dice is None else f'{dice:.2f}'} |"
         for name, dice in card.query_dice.items()
     ]
     steps = (
@@ -231,7 +241,9 @@ def _write_readme(run: MetaRun, card: Card) -> None:
         f"{INNER_STEPS} steps on 1 to {SHOTS}"
     )
     before = card.began_from
-    began = "" if before is None else f", going on from {before.meta_steps} steps of {before.method}"
+    began = "" if run.settings.init is None else ", going on from a trained model of the studies named first"
+    if before is not None:
+        began = f", going on from {before.meta_steps} steps of {before.method}"
     other = " or one" if plan.channels > 1 else " or several"
     lines = [
         "# A starting model of GenSeg",

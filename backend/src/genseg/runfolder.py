@@ -109,6 +109,7 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.card = self.path / "card.json"  # of a starting model: what it was trained on
         self.origin = self.path / "origin.json"  # what the model from which the run began was trained on
+        self.together = self.path / "together.json"  # of several studies trained together: all of them
         self.done = self.path / "done"
         self.stop = self.path / "stop"
         self.of_studies = self.path / "studies"  # a folder for each, where there are several

@@ -70,6 +70,12 @@ class Session:
         self._reader = programs
         self.log = events.EventLog([self._watch, self._print_line if programs else self.people])
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether the run has begun and left something to go on from."""
+        folder = None if self.run is None else RunFolder(self.run)
+        return self.started and folder is not None and (folder.last.exists() or folder.best.exists())
+
     def print(self, text: str) -> None:
         """A result, as one or more lines on stdout."""
         self.stdout.write(text + "\n")
@@ -161,7 +167,7 @@ def _explain(session: Session, error: Exception) -> None:
     """Say what the system refused in words; of everything else keep the traceback."""
     if _is_full_disk(error, session):
         where = f"the disk of {session.run}" if session.run is not None else "the disk"
-        resume = f" Then go on with: {session.again}" if session.started else ""
+        resume = f" Then go on with: {session.again}" if session.can_go_on else ""
         session.error("no_disk", f"There is no space left on {where}.", f"Delete files you do not need.{resume}")
     elif isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
         what = f"'{error.filename}' cannot be used: {error.strerror}."
@@ -187,7 +193,7 @@ def _attempt(session: Session, body: Callable[[Session], int | None]) -> int:
         session.error(failed.code, failed.message, failed.remedy)
     except KeyboardInterrupt:
         resume = f"Go on from the last checkpoint with: {session.again}"
-        session.error("aborted", "Aborted on request.", resume if session.started else "")
+        session.error("aborted", "Aborted on request.", resume if session.can_go_on else "")
     except Exception as unexpected:
         _explain(session, unexpected)
     return EXIT_FAILED

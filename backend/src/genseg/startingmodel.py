@@ -6,25 +6,28 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from genseg.cases import Study
-from genseg.errors import RunFailed
+from genseg.errors import DamagedFile, RunFailed
 from genseg.events import EventLog
 from genseg.inference import Predictor
 from genseg.labels import LabelTable
 from genseg.methods.metalearn import OUTPUT
 from genseg.networks import build_segmenter
+from genseg.networks.segmenter import DEFAULT
 from genseg.networks.segmenters.fitting import Fitted
 from genseg.plan import Plan
 from genseg.runfolder import RunFolder, read_json, read_model
 from genseg.segnrrd import same_name
+from genseg.settings import Settings
 from genseg.state import RunState, load_tensors
 
 INPUT = "input_block.conv1.conv.weight"  # [f, C, *kernel]
 # How the names of what has a channel for each structure begin; a head's have none for the background.
-HEAD, LAST = "head.", ("head.of_prompt", "head.out.", "output_block.", "deep_supervision_heads.")
+HEAD, LAST = "head.", ("head.of_prompt", "head.out.", "output_block.")
+SUPERVISION = "deep_supervision_heads."  # names of weights that only training uses; no model keeps them
 BUNDLED = Path("configs") / "trained_on.json"  # of a bundle: a list of `Studied`
 BACKGROUND, ANY = " background", " any"  # no structure's plain name begins with a blank
 
@@ -37,6 +40,9 @@ class Studied(BaseModel):
     licence: str = "not given"
     labelled_scans: int = Field(ge=0)
     structures: list[str]
+
+
+STUDIES = TypeAdapter(list[Studied])
 
 
 class Card(BaseModel):
@@ -70,6 +76,14 @@ class StartingModel:
         """Whether it is of `genseg meta-train`."""
         return self.card is not None
 
+    @property
+    def meta_steps(self) -> int:
+        """All that led to it, with those of the starting models that it goes on from."""
+        total, card = 0, self.card
+        while card is not None:
+            total, card = total + card.meta_steps, card.began_from
+        return total
+
     @classmethod
     def load(cls, path: Path) -> "StartingModel":
         """Raises RunFailed where there is no usable model, or which of several is not said."""
@@ -82,6 +96,9 @@ class StartingModel:
             raise RunFailed("no_model", f"{path} holds weights, but does not say for what.", remedy)
         predictor = Predictor.load(path, "cpu")
         weights = {_plain(name): p for name, p in predictor.network.state_dict().items()}
+        if not _finite(weights):
+            remedy = "Restore it from a backup, or train it again."
+            raise RunFailed("no_model", f"The weights of {path} are not all finite.", remedy)
         return cls(path, predictor.plan, weights, trained_on(folder), channels_of(predictor.plan, predictor.table))
 
     @classmethod
@@ -91,6 +108,9 @@ class StartingModel:
         if missing := [file.name for file in (folder.plan, folder.best) if not file.is_file()]:
             raise RunFailed("no_model", f"The starting model {folder.path} lacks {' and '.join(missing)}.", remedy)
         card, plan, weights = read_model(Card, folder.card), Plan.load(folder.plan), load_tensors(folder.best)[0]
+        if plan.segmenter != DEFAULT:  # before it is built: a network of somebody's own would be imported
+            message = f"{folder.plan} names the network '{plan.segmenter}', but starting models are a '{DEFAULT}'."
+            raise RunFailed("no_model", message, remedy)
         try:
             network = build_segmenter(plan)
         except (ValueError, TypeError, IndexError) as error:
@@ -98,7 +118,7 @@ class StartingModel:
         needed = {name: p.shape for name, p in network.named_parameters() if not name.startswith(OUTPUT)}
         if needed != {name: p.shape for name, p in weights.items()}:
             raise RunFailed("no_model", f"{folder.best} holds weights of another network than plan.json says.", remedy)
-        if not card.meta_steps or not all(bool(p.isfinite().all()) for p in weights.values()):
+        if not card.meta_steps or not _finite(weights):
             raise RunFailed("no_model", f"The starting model {folder.path} has not learned anything usable.", remedy)
         return cls(folder.path, plan, weights, card.trained_on, card=card)
 
@@ -114,7 +134,7 @@ class StartingModel:
             message = f"The starting model {self.path} is a '{self.plan.segmenter}', not a '{plan.segmenter}'."
             remedy = (
                 f"Choose a model that is a '{plan.segmenter}', train '{self.plan.segmenter}' (genseg train "
-                "--segmenter; in Slicer under Advanced), or leave out --init."
+                f"--segmenter; in Slicer under Advanced; meta-train learns '{DEFAULT}' only), or leave out --init."
             )
             raise RunFailed("init_unfit", message, remedy)
         if self.plan.dims != plan.dims or (self.general and mine != needed and 1 not in (mine, needed)):
@@ -159,10 +179,14 @@ class StartingModel:
         if INPUT in source:
             source[INPUT] = _for_channels(source[INPUT], plan.channels)
         last = tuple(last_layer(network, plan)) if isinstance(network, Fitted) else LAST
+        alike = (self.plan.prompts is None) == (plan.prompts is None)  # else what is last here is features there
         anew: list[str] = []
         for name, p in network.named_parameters():
             given = source.get(_plain(name))
-            if given is None or not self._copied(_plain(name), given, p, last, wanted or {}):
+            if given is None and _plain(name).startswith(SUPERVISION):
+                continue
+            other = not alike and _plain(name).startswith(last)
+            if given is None or other or not self._copied(_plain(name), given, p, last, wanted or {}):
                 anew.append(name)
         return anew
 
@@ -211,6 +235,10 @@ def channels_of(plan: Plan, table: LabelTable) -> dict[str, int]:
     }
 
 
+def _finite(weights: Mapping[str, Tensor]) -> bool:
+    return all(bool(p.isfinite().all()) for p in weights.values())
+
+
 def _plain(name: str) -> str:
     """The name of a weight without what a prompted network puts before its backbone's."""
     return name.removeprefix("backbone.network.").removeprefix("backbone.")
@@ -229,24 +257,40 @@ def described(study: Study) -> Studied:
 
 def origin_of(folder: RunFolder) -> list[Studied]:
     """The studies that the model was trained on from which a run began."""
-    return [Studied.model_validate(one) for one in read_json(folder.origin)] if folder.origin.exists() else []
+    return _listed(folder.origin) if folder.origin.exists() else []
 
 
 def trained_on(folder: RunFolder) -> list[Studied]:
-    """The studies that a run's or a bundle's weights come from: of what it began from, then all trained together."""
+    """The studies that a run's or a bundle's weights come from: of what it began from, then all trained together.
+
+    Raises DamagedFile where a list does not say it.
+    """
     if not folder.study.exists():
-        if not (bundled := folder.path / BUNDLED).exists():
-            return [Studied(name=folder.path.name, licence="unknown", labelled_scans=0, structures=[])]
-        return [Studied.model_validate(one) for one in read_json(bundled)]
-    run = RunFolder(folder.path.parent.parent)
-    together = run.saved_studies() if run.several and folder.path.parent == run.of_studies else [folder]
-    return with_studies(origin_of(folder), [Study.load(one.study) for one in together])
+        bundled = folder.path / BUNDLED
+        return _listed(bundled) if bundled.exists() else [_unknown(folder.path.name)]
+    own = [described(Study.load(folder.study))]
+    if folder.together.exists():
+        own = _listed(folder.together)
+    elif folder.settings.exists() and Settings.load(folder.settings).more:
+        own.append(_unknown("other studies of the same training"))
+    return with_studies(origin_of(folder), own)
 
 
-def with_studies(earlier: list[Studied], studies: Sequence[Study]) -> list[Studied]:
-    """The same list and behind it those of the studies that it lacks."""
-    own = [described(study) for study in studies]
+def with_studies(earlier: list[Studied], own: Sequence[Studied]) -> list[Studied]:
+    """The same list and behind it those that it lacks."""
     return earlier + [one for one in own if one not in earlier]
+
+
+def _listed(path: Path) -> list[Studied]:
+    try:
+        found = STUDIES.validate_python(read_json(path))
+    except ValidationError as error:
+        raise DamagedFile(path, error.errors()[0]["msg"]) from error
+    return found or [_unknown("not told")]
+
+
+def _unknown(name: str) -> Studied:
+    return Studied(name=name, licence="unknown", labelled_scans=0, structures=[])
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from genseg.recovery import Recovery
 from genseg.runfolder import RunFolder, building, write_json
 from genseg.schedule import Clock, learning_rate, stage_at
 from genseg.settings import Settings
-from genseg.startingmodel import Start, StartingModel
+from genseg.startingmodel import Start, StartingModel, described
 from genseg.state import RunState, build_state
 
 CHECKS = 5  # the first after a fifth of the training: from then on there is a usable model
@@ -65,6 +65,8 @@ def _create(run: RunFolder, state: RunState, start: StartingModel | None) -> Non
             state.settings.save(folder.settings)
             part.prepared.study.save(folder.study)
             part.prepared.plan.save(folder.plan)
+            if len(names) > 1:
+                write_json(folder.together, [described(one.prepared.study).model_dump() for one in state.parts])
             if start is not None:
                 write_json(folder.origin, [one.model_dump() for one in start.trained_on])
         if len(names) > 1:
