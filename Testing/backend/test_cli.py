@@ -238,6 +238,8 @@ needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signal
 WAITING = (
     STARTED
     + """
+    (run / "checkpoints").mkdir(exist_ok=True)
+    (run / "checkpoints" / "last.safetensors").touch()  # as a run has from its beginning
     (run / "ready").touch()
     while not (run / "stop").exists():
         time.sleep(0.02)
