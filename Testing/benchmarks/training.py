@@ -90,11 +90,8 @@ class Restyled(Warped):
 def restyled(image: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
     """[n, C, *patch] with every channel's quantiles moved to those of a style [n, s], straight lines between them."""
     n, channels = image.shape[:2]
-    here, there = (
-        one.view(n, channels, -1)[..., -len(QUANTILES) :].sort(-1).values for one in (style_of(image), style)
-    )
-    shape = (n, channels, *[1] * (image.ndim - 2), len(QUANTILES))
-    here, there = here.view(shape), there.view(shape)
+    shape = (n, channels, *[1] * (image.ndim - 2), 2 + len(QUANTILES))  # mean and SD come first
+    here, there = (one.view(shape)[..., 2:].sort(-1).values for one in (style_of(image), style))
     gaps = here.diff(dim=-1)
     slopes = there.diff(dim=-1) / gaps.clamp_min(FLAT)
     least, most = torch.zeros_like(gaps), gaps.clone()

@@ -171,9 +171,8 @@ def _step(run: MetaRun) -> dict[str, float] | None:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        remedy = "Close other programs, or choose another --device."
-        if run.settings.method == "imaml":
-            remedy = remedy[:-1] + "; --method first-order needs a third of the memory."
+        less = "; --method first-order needs a third of the memory" if run.settings.method == "imaml" else ""
+        remedy = f"Close other programs, or choose another --device{less}."
         raise RunFailed("out_of_memory", "The memory does not suffice for a meta-step.", remedy) from error
 
 

@@ -6,11 +6,11 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, RootModel
 from torch import Tensor, nn
 
 from genseg.cases import Study
-from genseg.errors import DamagedFile, RunFailed
+from genseg.errors import RunFailed
 from genseg.events import EventLog
 from genseg.inference import Predictor
 from genseg.labels import LabelTable
@@ -19,7 +19,7 @@ from genseg.networks import build_segmenter
 from genseg.networks.segmenter import DEFAULT
 from genseg.networks.segmenters.fitting import Fitted
 from genseg.plan import Plan
-from genseg.runfolder import RunFolder, read_json, read_model
+from genseg.runfolder import RunFolder, read_model
 from genseg.segnrrd import same_name
 from genseg.settings import Settings
 from genseg.state import RunState, load_tensors
@@ -42,7 +42,8 @@ class Studied(BaseModel):
     structures: list[str]
 
 
-STUDIES = TypeAdapter(list[Studied])
+class Studies(RootModel[list[Studied]]):
+    """What origin.json, together.json and a bundle's trained_on.json hold."""
 
 
 class Card(BaseModel):
@@ -179,14 +180,14 @@ class StartingModel:
         if INPUT in source:
             source[INPUT] = _for_channels(source[INPUT], plan.channels)
         last = tuple(last_layer(network, plan)) if isinstance(network, Fitted) else LAST
-        alike = (self.plan.prompts is None) == (plan.prompts is None)  # else what is last here is features there
+        if (self.plan.prompts is None) != (plan.prompts is None):
+            wanted = None  # what is the last layer here makes features there
         anew: list[str] = []
         for name, p in network.named_parameters():
             given = source.get(_plain(name))
             if given is None and _plain(name).startswith(SUPERVISION):
                 continue
-            other = not alike and _plain(name).startswith(last)
-            if given is None or other or not self._copied(_plain(name), given, p, last, wanted or {}):
+            if given is None or not self._copied(_plain(name), given, p, last, wanted or {}):
                 anew.append(name)
         return anew
 
@@ -282,11 +283,7 @@ def with_studies(earlier: list[Studied], own: Sequence[Studied]) -> list[Studied
 
 
 def _listed(path: Path) -> list[Studied]:
-    try:
-        found = STUDIES.validate_python(read_json(path))
-    except ValidationError as error:
-        raise DamagedFile(path, error.errors()[0]["msg"]) from error
-    return found or [_unknown("not told")]
+    return read_model(Studies, path).root or [_unknown("not told")]
 
 
 def _unknown(name: str) -> Studied:

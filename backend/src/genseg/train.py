@@ -61,12 +61,13 @@ def _create(run: RunFolder, state: RunState, start: StartingModel | None) -> Non
     with building(run.path) as made:
         state.settings.save(made.settings)
         names = [part.prepared.study.name for part in state.parts]
+        together = [described(part.prepared.study).model_dump() for part in state.parts]
         for folder, part in zip(made.studies(names), state.parts, strict=True):
             state.settings.save(folder.settings)
             part.prepared.study.save(folder.study)
             part.prepared.plan.save(folder.plan)
             if len(names) > 1:
-                write_json(folder.together, [described(one.prepared.study).model_dump() for one in state.parts])
+                write_json(folder.together, together)
             if start is not None:
                 write_json(folder.origin, [one.model_dump() for one in start.trained_on])
         if len(names) > 1:
