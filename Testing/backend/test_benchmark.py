@@ -176,6 +176,22 @@ def test_trainings_of_different_lengths_generators_or_starts_are_never_averaged(
     ]  # fmt: skip
 
 
+def test_another_segmenter_or_start_is_compared_with_the_same_arm_that_has_the_usual_one():
+    rows = [row("a-1", "genseg", s, d) for s, d in ((0, 0.5), (1, 0.7))] + [row("a-1", "supervised", 0, 0.1)]
+    rows += [row("a-1", "genseg", s, d, segmenter="deeplabv3") for s, d in ((0, 0.52), (1, 0.74))]
+    assert "| genseg, deeplabv3 − genseg | +3.0 | – | +3.0 (1.0) |" in figures.text(rows)
+
+
+def test_what_an_arm_is_worth_in_labels_lies_on_the_supervised_curve():
+    curve = {(1, 0): 0.4, (1, 1): 0.5, (4, 0): 0.65, (16, 0): 0.85}
+    rows = [row(f"a-{n}", "supervised", seed, dice) for (n, seed), dice in curve.items()]
+    rows += [row("a-1", "genseg", seed, dice) for seed, dice in ((0, 0.5), (1, 0.6))]
+    line = "| a | 1 | genseg | 0.450 | 0.550 | 2.0 | 0.850 (16) | 25% |"  # half way from 1 to 4 over the logarithm
+    assert line in figures.text(rows)
+    assert figures.labels_for({1: 0.5, 4: 0.7}, 0.4) == "≤ 1" and figures.labels_for({1: 0.5, 4: 0.7}, 0.8) == "> 4"
+    assert "supervised needs" not in figures.text([one for one in rows if one["set"] == "a-1"])
+
+
 def test_seconds_of_two_machines_are_two_lengths_and_steps_are_not():
     slow, fast = (row("a-1", "supervised", 0, d, device=m) for d, m in ((0.5, "a processor"), (0.7, "a card")))
     rows = [slow, fast, row("a-1", "genseg", 0, 0.6, device="a processor")]

@@ -3,6 +3,7 @@
 import re
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise, product
 from pathlib import Path
 
 from runs import ARMS, PEERS, Row, seconds_of
@@ -19,6 +20,7 @@ PAIRS = (
     *((arm, peer) for arm in ("supervised", "genseg+versemi") for peer in PEERS),
     *(("versemi", f"versemi-{part}") for part in PARTS),  # what each part is worth
 )  # fmt: skip
+JOINT = ("genseg", "versemi", "genseg+versemi")  # of which it is asked what they are worth in labels
 COLOURS = dict(
     zip(ARMS, ("#888888", "#444444", "#b07aa1", "#f28e2b", "#4e79a7", "#59a14f", "#edc948", "#e15759"), strict=False)
 )
@@ -60,7 +62,8 @@ def _lengths(rows: Sequence[Row]) -> list[tuple[str, list[Row], str]]:
 
 
 def _tables(rows: Sequence[Row]) -> list[str]:
-    return [part for part in (table(rows), differences(scores_of(rows)), costs(rows)) if part]
+    scores = scores_of(rows)
+    return [part for part in (table(rows), differences(scores), efficiency(scores), costs(rows)) if part]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -109,10 +112,12 @@ def differences(scores: Scores) -> str:
     """Points of Dice between two arms with the same scans: mean (standard error) for each set and over all studies.
 
     All, and p of a t-test, are over studies, so that one with many seeds or several numbers of labels counts no more.
+    Another generator, segmenter or start is compared with the same arm that has the usual one.
     """
     sets = list(dict.fromkeys(set_ for set_, _ in scores))
     lines = [_line(["", "all studies", "p", *sets]), "|" + "---|" * (len(sets) + 3)]
-    for a, b in PAIRS:
+    variants = [(arm, arm.split(",")[0]) for arm in sorted({arm for _, arm in scores}) if "," in arm]
+    for a, b in (*PAIRS, *variants):
         of_set = {set_: paired(scores, set_, a, b) for set_ in sets}
         known = {set_: values for set_, values in of_set.items() if values}
         if not known:
@@ -130,6 +135,43 @@ def paired(scores: Scores, set_: str, a: str, b: str) -> list[float]:
     """Points, one for each seed that both arms have."""
     mine, other = scores.get((set_, a), {}), scores.get((set_, b), {})
     return [100 * (mine[seed] - other[seed]) for seed in sorted(mine.keys() & other.keys())]
+
+
+def efficiency(scores: Scores) -> str:
+    """What an arm reaches with the fewest labels, and what that is worth, where `supervised` was trained with more.
+
+    Worth in labels that `supervised` needs for the same, and as the share of the distance that more labels close.
+    """
+    head = ["data", "labelled", "arm", "Dice, supervised", "Dice, arm", "labels supervised needs for it"]
+    head += ["Dice, supervised with most labels", "distance closed"]
+    lines = [_line(head), "|" + "---|" * len(head)]
+    curves: dict[str, dict[int, float]] = {}
+    for (set_, arm), seeds in scores.items():
+        if arm == "supervised" and "+" not in set_:
+            name, count = set_.rsplit("-", 1)
+            curves.setdefault(name, {})[int(count)] = statistics.mean(seeds.values())
+    for (name, curve), arm in product(curves.items(), JOINT):
+        few, most = min(curve), max(curve)
+        gains = paired(scores, f"{name}-{few}", arm, "supervised")
+        if few == most or not gains:
+            continue
+        reached = curve[few] + statistics.mean(gains) / 100
+        closed = (reached - curve[few]) / (curve[most] - curve[few]) if curve[most] > curve[few] else None
+        cells = [f"{curve[few]:.3f}", f"{reached:.3f}", labels_for(curve, reached), f"{curve[most]:.3f} ({most})"]
+        lines.append(_line([name, str(few), arm, *cells, "–" if closed is None else f"{closed:.0%}"]))
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def labels_for(curve: dict[int, float], dice: float) -> str:
+    """How many labels reach this Dice, between two counts straight over their logarithm."""
+    counts = sorted(curve)
+    if dice <= curve[counts[0]]:
+        return f"≤ {counts[0]}"
+    for less, more in pairwise(counts):
+        if curve[less] < dice <= curve[more]:
+            share = (dice - curve[less]) / (curve[more] - curve[less])
+            return f"{less * (more / less) ** share:.1f}"
+    return f"> {counts[-1]}"
 
 
 def mean_and_error(values: Sequence[float]) -> str:
