@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,17 @@ from tiny_run import tiny_study
 
 from genseg.augment import REFERENCE
 from genseg.device import find_device
+from genseg.events import EventLog
+from genseg.metatrain import learner_of, meta_train, plan_of
 from genseg.methods.joint import Stage
 from genseg.networks.generators import style_of
-from genseg.settings import Settings
+from genseg.settings import MetaSettings, Settings
+from genseg.startingmodel import StartingModel
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import fewshot  # noqa: E402
 import figures  # noqa: E402
 import peers  # noqa: E402
 import runs  # noqa: E402
@@ -236,6 +241,22 @@ def test_a_peer_trains_for_its_seconds_on_the_drawn_scans_and_is_scored_as_all_a
 def test_a_peer_refuses_what_it_cannot_do(run):
     with pytest.raises(ValueError, match="A peer trains for seconds"):
         peers.go(Run(*run), jobs=1)
+
+
+def test_starts_are_judged_on_the_same_episodes_of_a_study_that_they_never_saw(data, tmp_path, monkeypatch):
+    study = tiny_study(data / "isic2017", tmp_path / "isic2017")
+    monkeypatch.setattr("genseg.methods.metalearn.INNER_STEPS", 1)
+    monkeypatch.setattr("genseg.methods.metalearn.SCORED", 1)
+    learned = MetaSettings(dataset=study, out=tmp_path / "start", method="pretrain", iterations=1, device="cpu")
+    assert meta_train(learned, EventLog()) == 0
+    start = StartingModel.load(tmp_path / "start")
+    monkeypatch.setattr(fewshot, "DATA", tmp_path)
+    with pytest.raises(ValueError, match="was learned from isic2017"):
+        fewshot.ready_for("isic2017", start, "full")
+    ready = fewshot.ready_for("isic2017", replace(start, trained_on=[]), "full")
+    nothing, known = (fewshot.episodes(ready, one, 3) for one in (None, start))
+    drawn = learner_of([ready], plan_of([ready]), learned).start()
+    assert fewshot.episodes(ready, replace(start, weights=drawn), 3) == nothing != known
 
 
 @pytest.mark.slow
