@@ -175,9 +175,9 @@ def readRun(path: Path, running: bool | None = None) -> Run:
     usable = (path / "checkpoints" / "best.safetensors").is_file()
     begun = (path / "checkpoints" / "last.safetensors").is_file()
     kind = RunKind.FINISHED if usable and _isPassedOn(path) else _kind(path, ended, usable or begun, running)
-    labels = (study.get("labels") or {}).get("labels") or []
+    table = study.get("labels")
+    labels = _entries(table.get("labels") if isinstance(table, dict) else None)
     card = readJson(path / "card.json")
-    learnedFrom = [str(one.get("name")) for one in card.get("trained_on") or []]
     return Run(
         path=path,
         kind=kind,
@@ -185,16 +185,21 @@ def readRun(path: Path, running: bool | None = None) -> Run:
         date=_date(path),
         dice=_dice(readJson(path / "metrics.json")),
         labels=[str(label.get("name")) for label in labels if label.get("value") != 0],
-        labelled=len(study.get("training") or []),
-        unlabelled=len(study.get("unlabeled") or []),
-        tested=len(study.get("test") or []),
+        labelled=len(_entries(study.get("training"))),
+        unlabelled=len(_entries(study.get("unlabeled"))),
+        tested=len(_entries(study.get("test"))),
         learnsUnlabelled=settings.get("learn_unlabelled") is not False,
         size=_size(path),
         seconds=None if ended is None else ended.get("seconds"),
-        usable=usable and not learnedFrom,
+        usable=usable and not (path / "card.json").exists(),
         resumable=begun and kind in (RunKind.STOPPED, RunKind.INTERRUPTED),
-        learnedFrom=learnedFrom,
+        learnedFrom=[str(one.get("name")) for one in _entries(card.get("trained_on"))],
     )
+
+
+def _entries(found: object) -> list[dict]:
+    """What a list in a file holds that is as it should be."""
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def describe(run: Run) -> str:

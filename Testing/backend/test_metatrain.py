@@ -29,7 +29,7 @@ from genseg.prepare import load, prepare
 from genseg.randomness import stream
 from genseg.runfolder import RunFolder
 from genseg.settings import MetaSettings, Settings
-from genseg.startingmodel import INPUT, Start, StartingModel
+from genseg.startingmodel import INPUT, Start, StartingModel, Studied, with_studies
 from genseg.state import build_state
 from genseg.study import read_study
 
@@ -251,7 +251,7 @@ def test_a_coloured_models_first_layer_sees_a_grey_scan_as_a_coloured_one_withou
 def test_a_starting_model_of_other_dimensions_is_refused_before_anything_is_written(model, data, tmp_path):
     volumes = tiny_study(data / "hippocampus", tmp_path / "hippocampus", 2, 1)
     done = genseg("train", volumes, "--init", model, "--iterations", 2, "--out", tmp_path / "run")
-    assert done.returncode == 1 and "a 2D network for 3 channel(s)" in done.stderr and "3D" in done.stderr
+    assert done.returncode == 2 and "a 2D network for 3 channel(s)" in done.stderr and "3D" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -356,6 +356,65 @@ def test_a_budget_that_ends_before_the_first_step_makes_no_model(studies, tmp_pa
     assert not RunFolder(short.out).done.exists() and not RunFolder(short.out).best.exists()
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_where_no_step_was_finite_that_is_said_and_there_is_no_model(studies, tmp_path, monkeypatch, stopped):
+    folder = RunFolder(tmp_path / "model")
+
+    def step(self, number):
+        if stopped:
+            folder.stop.touch()
+
+    monkeypatch.setattr(MetaLearner, "step", step)
+    with pytest.raises(RunFailed, match=r"The last \d steps were not finite"):
+        meta_train(settings_of(studies, folder.path), EventLog())
+    assert not folder.best.exists() and not folder.done.exists()
+
+
+def test_a_test_on_scans_that_the_starting_model_was_trained_on_is_told(model, studies, data, tmp_path):
+    leak = named(tiny_study(data / "busi", tmp_path / "leak", 6, 1), "leak")
+    whole = json.loads((leak / "dataset.json").read_text(encoding="utf-8"))
+    seen, unseen = whole["training"][:2], whole["training"][4:]
+    (leak / "dataset.json").write_text(json.dumps(whole | {"training": unseen, "test": [*whole["test"], *seen]}))
+    heard = run_train(leak, tmp_path / "run", iterations=1, method="supervised", init=model).heard
+    (told,) = [one for one in heard if one.event == "warning" and one.code == "init_saw_test"]
+    assert "2 of the 3 test scans" in told.message and Path(seen[0]["image"]).stem in told.message
+    again = run_train(leak, tmp_path / "again", iterations=1, method="supervised", init=tmp_path / "run").heard
+    assert [one.message for one in again if one.event == "warning" and one.code == "init_saw_test"]  # handed on
+    clean = run_train(studies[1], tmp_path / "clean", iterations=1, method="supervised", init=model).heard
+    assert not [one for one in clean if one.event == "warning" and one.code == "init_saw_test"]
+
+
+def test_scans_of_a_study_that_is_learned_from_again_are_added_to_it():
+    one, more = (
+        Studied(name="a", labelled_scans=2, structures=["x"], scans=scans) for scans in (["1", "2"], ["2", "3"])
+    )
+    (both,) = with_studies([one], [more])
+    assert both.scans == ["1", "2", "3"] and both.labelled_scans == 3
+    assert len(with_studies([one], [more.model_copy(update={"licence": "other"})])) == 2
+
+
+@pytest.mark.parametrize("command", ["train", "meta-train"])
+def test_a_start_that_is_none_is_told_with_its_own_remedy(studies, tmp_path, command):
+    for init, words in (
+        (tmp_path / "typo", "There is no folder"),
+        (studies[1], "is no run folder, bundle or starting model"),
+    ):
+        done = genseg(command, studies[0], "--init", init, "--iterations", 1, "--out", tmp_path / "out")
+        assert done.returncode == 2 and words in done.stderr and "wait" not in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_of_no_network_is_no_starting_model(model, tmp_path):
+    for number, change in enumerate(({"filters": [-8] * 9}, {"kernels": [[0, 0]] * 9}, {"channels": -3})):
+        shutil.copytree(model, tmp_path / str(number))
+        plan = RunFolder(tmp_path / str(number)).plan
+        old = json.loads(plan.read_text(encoding="utf-8"))
+        cut = {key: value[: len(old[key])] if isinstance(value, list) else value for key, value in change.items()}
+        plan.write_text(json.dumps(old | cut), encoding="utf-8")
+        with pytest.raises(RunFailed):
+            StartingModel.load(tmp_path / str(number))
+
+
 def test_a_stop_ends_the_judging(studies, tmp_path, few, monkeypatch):
     score, folder = MetaLearner.score, RunFolder(tmp_path / "model")
 
@@ -395,7 +454,9 @@ def test_a_starting_model_whose_weights_are_another_networks_or_not_finite_is_re
             StartingModel.load(damaged(model, tmp_path / name, **wrong))
 
 
-@pytest.mark.parametrize("change", [{"meta_steps": 0}, {"trained_on": None}, {"trained_on": [{"name": "x"}]}])
+@pytest.mark.parametrize(
+    "change", [{"meta_steps": 0}, {"trained_on": None}, {"trained_on": []}, {"trained_on": [{"name": "x"}]}]
+)
 def test_a_starting_model_whose_card_says_nothing_usable_is_refused(model, tmp_path, change):
     shutil.copytree(model, tmp_path / "copy")
     card = tmp_path / "copy" / "card.json"
@@ -493,7 +554,7 @@ def test_a_step_that_is_not_finite_changes_nothing(studies, tmp_path, few, monke
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(RunFailed, match="no usable model"):
+    with pytest.raises(RunFailed, match="is no run folder, bundle or starting model"):
         StartingModel.load(tmp_path)
 
 

@@ -191,7 +191,7 @@ def test_an_unknown_segmenter_is_refused_by_the_command_line_with_the_known_ones
 def test_a_starting_model_of_another_network_is_refused(data, tmp_path):
     study = tiny_study(data / "isic2017", tmp_path / "study", 2, 1, 0)
     run = run_train(study, tmp_path / "run", iterations=1, method="supervised", segmenter="unet").run
-    with pytest.raises(RunFailed, match="is a 'unet', not a 'dynunet'"):
+    with pytest.raises(InputFaults, match="is a 'unet', not a 'dynunet'"):
         run_train(study, tmp_path / "other", iterations=1, method="supervised", init=run.path)
     again = run_train(study, tmp_path / "same", iterations=1, method="supervised", segmenter="unet", init=run.path)
     assert again.status == EXIT_OK and not [w for w in again.named("warning") if w.code == "init_partly"]
@@ -211,6 +211,21 @@ def test_a_starting_model_gives_its_weights_to_a_plain_and_to_a_prompted_network
     assert {*last} <= {_plain(n) for n in anew}  # what is the last layer here makes features there
     common = [n for n, p in mine.items() if n in weights and weights[n].shape == p.shape and n not in last]
     assert len(common) >= 4 and all(torch.equal(mine[n], weights[n]) for n in common)
+
+
+@pytest.mark.parametrize("name", ["unet", "own_networks:small"])
+def test_a_plain_networks_last_layer_never_makes_the_features_of_a_prompted_one(name, data):
+    ready = prepared(data, "isic2017", 2)
+    taker = built(replace(ready, plan=ready.plan.with_segmenter(name)), "versemi").joint
+    plan = ready.plan.model_copy(update={"segmenter": name, "classes": taker.plan.filters[0]})
+    giver = build_segmenter(plan)
+    weights = {_plain(n): p.detach() + 1 for n, p in giver.state_dict().items()}
+    last = tuple(last_layer(giver, plan))
+    anew = StartingModel(Path("model"), plan, weights, [], last=last).copy_to(taker.segmenter, taker.plan)
+    mine = {_plain(n): p for n, p in taker.segmenter.named_parameters()}
+    alike = {n for n in last if n in mine and mine[n].shape == weights[n].shape}
+    assert alike and alike <= {_plain(n) for n in anew}
+    assert not any(torch.equal(mine[n], weights[n]) for n in alike)
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ def test_a_model_for_which_study_is_asked_for_and_the_answer_works(two, tmp_path
     (case,) = json.loads((tmp_path / "masks" / "index.json").read_text(encoding="utf-8"))["cases"]
     assert len(case["volumes_ml"]) == 3
     start = genseg("train", two[1], "--init", two[2], "--out", tmp_path / "run")
-    assert start.returncode == 1 and str(two[2] / "studies" / "acdc") in start.stderr
+    assert start.returncode == 2 and str(two[2] / "studies" / "acdc") in start.stderr
     scored = genseg("evaluate", two[2] / "studies" / "hippocampus", two[0], "--json")
     assert scored.returncode == 0 and json.loads(scored.stdout)["cases"]
 

@@ -293,9 +293,10 @@ def test_start_from_a_run_or_a_bundle_takes_over_its_weights(finished, tiny, tmp
 @slow
 def test_a_model_that_does_not_fit_is_refused_before_there_is_a_run_folder(finished, data, tmp_path):
     photos = tiny_study(data / "isic2017", tmp_path / "photos", 1, 0)
-    with pytest.raises(RunFailed, match=r"is a 3D network for 1 channel.*need a 2D network for 3 channel") as refused:
+    with pytest.raises(InputFaults, match=r"is a 3D network for 1 channel.*need a 2D network for 3 channel") as refused:
         run_train(photos, tmp_path / "run", init=finished.run.path)
-    assert refused.value.code == "init_unfit" and "--init" in refused.value.remedy
+    (fault,) = refused.value.faults
+    assert fault.code == "init_unfit" and fault.case == "--init" and "leave out --init" in fault.remedy
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 

@@ -124,8 +124,15 @@ def test_a_run_of_every_method_is_listed_and_says_where_nothing_was_learned_from
     assert [learns for learns, text in said.items() if "Nothing was learned from the scans" in text] == [False]
 
 
-@pytest.mark.parametrize("name", ["study.json", "metrics.json", "events.jsonl"])
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"labels": null, "test": {"mean": []}}'])
+@pytest.mark.parametrize("name", ["study.json", "metrics.json", "events.jsonl", "card.json"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[1]", b"\xff\xfe", b'{"labels": null, "test": {"mean": []}}'),
+        *(b'{"labels": ["x"], "training": 5, "trained_on": ["busi"]}', b'{"labels": {"labels": ["x"]}}'),
+        *(b'{"trained_on": 5}', b'{"trained_on": [null], "method": []}'),
+    ],
+)
 def test_a_damaged_file_never_breaks_the_list(tmp_path, name, content):
     folder = makeRun(tmp_path / "run", [STARTED, finished(3)], dice=0.5)
     (folder / name).write_bytes(content)

@@ -11,7 +11,10 @@ from genseg.runfolder import read_model, write_json
 
 
 class Case(BaseModel):
-    """One scan: absolute path(s) of its image (one file per channel, or one in all), perhaps a mask and a patient."""
+    """One scan: absolute path(s) of its image (one file per channel, or one in all), perhaps a mask and a patient.
+
+    `digest`: of the voxels, once they were read; finds the same scan in another study.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -19,6 +22,7 @@ class Case(BaseModel):
     images: list[Path]
     label: Path | None = None
     group: str | None = None
+    digest: str | None = None
 
 
 class Study(BaseModel):

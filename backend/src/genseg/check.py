@@ -50,6 +50,15 @@ class StudyFacts(BaseModel):
     cases: list[CaseFacts]
     notes: list[str] = []  # not faults, but worth knowing
 
+    def told_to(self, study: Study) -> Study:
+        """The study with the digests of its scans."""
+        digests = {(case.split, case.id): case.digest for case in self.cases}
+        marked: dict[str, list[Case]] = {
+            split: [one.model_copy(update={"digest": digests[split, one.id]}) for one in getattr(study, split)]
+            for split in _SPLITS
+        }
+        return study.model_copy(update=marked)
+
 
 @dataclass
 class _Finding:

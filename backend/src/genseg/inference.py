@@ -55,11 +55,11 @@ class Predictor:
             weights = folder.path / "models" / "model.safetensors"
             configs = folder.path / "configs"
             if not weights.exists():
-                raise RunFailed(
-                    "no_model",
-                    f"{run} holds no usable model.",
-                    "A run has one after a fifth of its budget; wait, resume it, or give another run folder.",
-                )
+                message, remedy = f"{run} is no run folder, bundle or starting model.", "Give the folder of one."
+                if folder.settings.exists():
+                    message = f"{run} holds no usable model."
+                    remedy = "A run has one after a fifth of its budget; wait, resume it, or give another run folder."
+                raise RunFailed("no_model", message, remedy)
             plan = Plan.load(configs / "plan.json")
             table = read_model(LabelTable, configs / "label_table.json")
         network = build_segmenter(plan)

@@ -88,11 +88,12 @@ def learn_from(
     )
     log.emit(Planned(plan=plan.model_dump(mode="json")))
     status = _fit(run)
-    if not run.taken and status == EXIT_OK:
+    if run.step and not run.taken:
+        raise _diverged(run.step, run.step)
+    if not run.taken:
         remedy = "Give a longer --budget and another --out."
         raise RunFailed("too_short", "The budget ended before the first meta-step; nothing was learned.", remedy)
-    if run.taken:
-        _save(run)
+    _save(run)
     if status == EXIT_OK:
         _tell_card(run, query_dice=_scores(run))
         run.folder.mark_done(run.step)
@@ -155,14 +156,18 @@ def _fit(run: MetaRun) -> int:
         elif left_out == 1:
             run.log.warn("not_finite", f"A loss or a gradient was not finite at step {run.step}; it was left out.")
         elif left_out > ATTEMPTS:
-            remedy = "Look for scans with extreme intensities; then train again, perhaps with another --seed."
-            raise RunFailed("diverged", f"The last {left_out} steps were not finite; step {run.step}.", remedy)
+            raise _diverged(left_out, run.step)
         if run.taken and run.now() - saved > SAVE_SECONDS:
             _save(run)
             saved = run.now()
         if run.folder.stop.exists():
             return EXIT_STOPPED
     return EXIT_OK
+
+
+def _diverged(left_out: int, step: int) -> RunFailed:
+    remedy = "Look for scans with extreme intensities; then train again, perhaps with another --seed."
+    return RunFailed("diverged", f"The last {left_out} steps were not finite; step {step}.", remedy)
 
 
 def _step(run: MetaRun) -> dict[str, float] | None:

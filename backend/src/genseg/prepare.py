@@ -87,6 +87,7 @@ def prepare(
     for own, fact in zip(logs, facts, strict=True):
         for note in fact.notes:
             own.warn("study_note", note)
+    studies = [fact.told_to(study) for study, fact in zip(studies, facts, strict=True)]
     return load(studies, None, settings, device, logs, start)
 
 

@@ -1,6 +1,7 @@
 """Start from what earlier runs taught: a run's own model, a bundle, or a starting model of `genseg meta-train`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from pydantic import BaseModel, Field, RootModel
 from torch import Tensor, nn
 
 from genseg.cases import Study
-from genseg.errors import RunFailed
+from genseg.errors import Fault, InputFaults, RunFailed
 from genseg.events import EventLog
 from genseg.inference import Predictor
 from genseg.labels import LabelTable
@@ -40,6 +41,7 @@ class Studied(BaseModel):
     licence: str = "not given"
     labelled_scans: int = Field(ge=0)
     structures: list[str]
+    scans: list[str] = []  # digests of the labelled scans' voxels, by which a test on one of them is found
 
 
 class Studies(RootModel[list[Studied]]):
@@ -51,7 +53,7 @@ class Card(BaseModel):
 
     method: str
     genseg: str
-    trained_on: list[Studied]
+    trained_on: list[Studied] = Field(min_length=1)
     meta_steps: int = Field(default=0, ge=0)
     seconds: int = Field(default=0, ge=0)
     query_dice: dict[str, float | None] = {}  # None: one patient alone shows the structure
@@ -71,6 +73,7 @@ class StartingModel:
     trained_on: list[Studied]
     structures: dict[str, int] = field(default_factory=dict)  # `channels_of`
     card: Card | None = None
+    last: tuple[str, ...] = ()  # of a network without prompts: names of its last layer's weights
 
     @property
     def general(self) -> bool:
@@ -100,7 +103,9 @@ class StartingModel:
         if not _finite(weights):
             remedy = "Restore it from a backup, or train it again."
             raise RunFailed("no_model", f"The weights of {path} are not all finite.", remedy)
-        return cls(path, predictor.plan, weights, trained_on(folder), channels_of(predictor.plan, predictor.table))
+        network, structures = predictor.network, channels_of(predictor.plan, predictor.table)
+        last = tuple(last_layer(network, predictor.plan)) if isinstance(network, Fitted) else ()
+        return cls(path, predictor.plan, weights, trained_on(folder), structures, last=last)
 
     @classmethod
     def _load_general(cls, folder: RunFolder) -> "StartingModel":
@@ -113,8 +118,9 @@ class StartingModel:
             message = f"{folder.plan} names the network '{plan.segmenter}', but starting models are a '{DEFAULT}'."
             raise RunFailed("no_model", message, remedy)
         try:
-            network = build_segmenter(plan)
-        except (ValueError, TypeError, IndexError) as error:
+            with torch.device("meta"):  # names and shapes only
+                network = build_segmenter(plan)
+        except (ValueError, TypeError, IndexError, AssertionError, RuntimeError) as error:
             raise RunFailed("no_model", f"No network can be made from {folder.plan}: {error}.", remedy) from error
         needed = {name: p.shape for name, p in network.named_parameters() if not name.startswith(OUTPUT)}
         if needed != {name: p.shape for name, p in weights.items()}:
@@ -162,6 +168,19 @@ class StartingModel:
         names = [label.name for part in state.parts for label in part.prepared.study.labels.structures]
         unknown = [] if self.general else [name for name in names if same_name(name) not in self.structures]
         self.tell(network, [] if self.general else anew, unknown, log)
+        for part in state.parts:
+            self.warn_of_tested(part.prepared.study, part.prepared.log)
+
+    def warn_of_tested(self, study: Study, log: EventLog) -> None:
+        """Say which of the study's test scans this model has been trained on."""
+        seen = {digest for one in self.trained_on for digest in one.scans}
+        if tested := [case.id for case in study.test if case.digest in seen]:
+            log.warn(
+                "init_saw_test",
+                f"The starting model {self.path} was trained on {len(tested)} of the {len(study.test)} test scans "
+                f"({', '.join(tested)}), so what these score says nothing of new patients.",
+                "Take them out of `test`, or choose another starting model.",
+            )
 
     def tell(self, network: nn.Module, anew: list[str], unknown: list[str], log: EventLog) -> None:
         """Warn of weights that begin anew, and of structures that the model does not know."""
@@ -181,7 +200,8 @@ class StartingModel:
             source[INPUT] = _for_channels(source[INPUT], plan.channels)
         last = tuple(last_layer(network, plan)) if isinstance(network, Fitted) else LAST
         if (self.plan.prompts is None) != (plan.prompts is None):
-            wanted = None  # what is the last layer here makes features there
+            wanted = None  # what is the last layer here makes features there, and the reverse
+            source = {name: p for name, p in source.items() if not name.startswith(self.last)}
         anew: list[str] = []
         for name, p in network.named_parameters():
             given = source.get(_plain(name))
@@ -214,7 +234,9 @@ class Start:
 
     @cached_property
     def model(self) -> StartingModel | None:
-        return None if self.path is None else StartingModel.load(self.path)
+        """Raises InputFaults where it is none."""
+        with _of_input():
+            return None if self.path is None else StartingModel.load(self.path)
 
     @property
     def solid(self) -> bool:
@@ -222,8 +244,18 @@ class Start:
         return self.model is not None and self.model.solid
 
     def shape(self, plan: Plan) -> Plan:
-        """The plan with the model's network, where there is one."""
-        return plan if self.model is None else self.model.shape(plan)
+        """The plan with the model's network, where there is one. Raises InputFaults where it does not fit."""
+        with _of_input():
+            return plan if self.model is None else self.model.shape(plan)
+
+
+@contextmanager
+def _of_input() -> Iterator[None]:
+    """What is wrong with the model that somebody chose is a fault of the input."""
+    try:
+        yield
+    except RunFailed as error:
+        raise InputFaults([Fault(error.code, "--init", error.message, error.remedy)]) from error
 
 
 def channels_of(plan: Plan, table: LabelTable) -> dict[str, int]:
@@ -253,6 +285,7 @@ def described(study: Study) -> Studied:
         licence=study.licence or "not given",
         labelled_scans=len(study.training),
         structures=[label.name for label in study.labels.structures],
+        scans=[case.digest for case in study.training if case.digest],
     )
 
 
@@ -278,8 +311,19 @@ def trained_on(folder: RunFolder) -> list[Studied]:
 
 
 def with_studies(earlier: list[Studied], own: Sequence[Studied]) -> list[Studied]:
-    """The same list and behind it those that it lacks."""
-    return earlier + [one for one in own if one not in earlier]
+    """The same list and behind it those that it lacks; of one that it has, scans that are new are added."""
+    listed = {_study(one): one for one in earlier}
+    for one in own:
+        known = listed.get(_study(one), one)
+        scans = list(dict.fromkeys([*known.scans, *one.scans]))
+        count = max(known.labelled_scans, one.labelled_scans, len(scans))
+        listed[_study(one)] = known.model_copy(update={"scans": scans, "labelled_scans": count})
+    return list(listed.values())
+
+
+def _study(one: Studied) -> tuple[str, ...]:
+    """What makes two entries of one study, whichever of its scans they name."""
+    return one.name, one.reference, one.licence, *one.structures
 
 
 def _listed(path: Path) -> list[Studied]:

@@ -91,8 +91,7 @@ def with_channels(prepared: Prepared, channels: int) -> Prepared:
     if plan.channels == channels:
         return prepared
     widened = plan.model_copy(update={"channels": channels, "normalisation": plan.normalisation * channels})
-    repeat = [channels] + [1] * 3
-    cases = [replace(case, image=case.image.repeat(repeat)) for case in prepared.labelled]
+    cases = [replace(case, image=case.image.expand(channels, -1, -1, -1)) for case in prepared.labelled]
     return replace(prepared, plan=widened, labelled=cases)
 
 

@@ -27,7 +27,7 @@ INNER_RATE = 1e-2
 TASKS = 2  # of a meta-step
 GRADIENT_CLIP = 12.0
 SCORED = 3  # episodes of a structure by which a starting point is judged
-REMEMBERED = 32  # structures whose last solution is kept
+REMEMBERED = 32  # structures whose last solution is kept, in half the precision: 2 bytes a weight
 OUTPUT = "output_block."  # names of the last layer's weights begin so
 
 
@@ -119,10 +119,10 @@ class MetaLearner:
         """(I + H/λ)⁻¹ ∇L_query with H on a batch of small patches, from where the same structure's search has ended."""
         curvature = hessian_product(lambda weights: self._loss(weights, support, exact=True), phi)
         earlier = self.earlier.pop(task, None)
-        start = None if earlier is None else earlier.to(self.device.torch)
+        start = None if earlier is None else earlier.to(self.device.torch, torch.float32)
         found, solution = implicit_gradient(slope, curvature, STRENGTH, start)
         if len(task.structures) == 1:  # the same union hardly comes twice
-            self.earlier[task] = solution.x.cpu()
+            self.earlier[task] = solution.x.to("cpu", torch.bfloat16)
             while len(self.earlier) > REMEMBERED:
                 del self.earlier[next(iter(self.earlier))]
         return found, solution
