@@ -4,7 +4,7 @@
 
 An episode draws 1 to 5 patients of the study's labelled training scans, adapts to them with a last layer drawn anew,
 and is judged on patches of the others; no test scan is read. All models are given the same episodes, and so is a
-network that has learned nothing.
+network that has learned nothing. Errors are standard errors over threes of episodes.
 """
 
 import argparse
@@ -60,13 +60,17 @@ def main() -> None:
     models = [StartingModel.load(path) for path in chosen.starts]
     ready = ready_for(chosen.study, models[0], chosen.grid)
     nothing = episodes(ready, None, chosen.episodes)
-    print(f"| {chosen.study}, {len(nothing) * SCORED} episodes | Dice | points over nothing learned |")
-    print("|---|---|---|")
-    print(f"| nothing learned | {statistics.mean(nothing):.3f} | – |")
+    print(f"| {chosen.study}, {len(nothing) * SCORED} episodes | Dice | over nothing learned | over the line above |")
+    print("|---|---|---|---|")
+    print(f"| nothing learned | {statistics.mean(nothing):.3f} | – | – |")
+    before = nothing
     for path, model in zip(chosen.starts, models, strict=True):
         dices = episodes(ready_for(chosen.study, model, chosen.grid), model, chosen.episodes)
-        gains = [100 * (a - b) for a, b in zip(dices, nothing, strict=True)]
-        print(f"| {path.name} | {statistics.mean(dices):.3f} | {mean_and_error(gains)} |", flush=True)
+        gains = [
+            mean_and_error([100 * (a - b) for a, b in zip(dices, than, strict=True)]) for than in (nothing, before)
+        ]
+        print(f"| {path.name} | {statistics.mean(dices):.3f} | {' | '.join(gains)} |", flush=True)
+        before = dices
 
 
 if __name__ == "__main__":
