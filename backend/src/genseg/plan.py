@@ -35,6 +35,8 @@ HEAD_VALUES = 24  # stored for each voxel and prompt by a dynamic head (measured
 NOTABLE = 0.2  # share of the estimated memory from which on a part of it is told
 LITTLE = 0.03  # share of a scan from which on a patch shows enough of it
 
+NETWORK = ("activation", "filters", "kernels", "strides", "deep_supervision")  # fields that say what weights fit
+
 _Place = tuple[np.ndarray, int, tuple[slice, ...]]  # index map of a scan, a structure's index, its bounding box
 
 
@@ -75,6 +77,7 @@ class Plan(BaseModel):
     normalisation: list[Normalisation]
     mirror_axes: list[int]  # network axes along which a mirrored scan is as plausible as the scan
     segmenter: str = "dynunet"
+    activation: Literal["leakyrelu", "swish"] = "leakyrelu"  # of a dynunet; the smooth one is dearer
     filters: list[int]
     kernels: list[int]
     strides: list[int]
@@ -116,7 +119,7 @@ class Plan(BaseModel):
 
     def with_network_of(self, other: "Plan", whose: str) -> "Plan":
         """The same with another plan's network, the patch rounded up to what that needs; `whose`, for the user."""
-        network = {key: getattr(other, key) for key in ("filters", "kernels", "strides", "deep_supervision")}
+        network = {key: getattr(other, key) for key in NETWORK}
         coarsest = 2 ** (len(other.filters) - 1)
         patch = [max(COARSEST, -(-side // coarsest)) * coarsest for side in self.patch]
         memory = _memory_mb(patch, self.batch, other.filters, self.channels)

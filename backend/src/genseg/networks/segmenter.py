@@ -12,7 +12,10 @@ from genseg.plan import Plan
 
 DEFAULT = "dynunet"
 NORM = ("INSTANCE", {"affine": True})
-ACTIVATION = ("leakyrelu", {"inplace": False, "negative_slope": 0.01})  # forward mode needs the input kept
+ACTIVATIONS = {
+    "leakyrelu": ("leakyrelu", {"inplace": False, "negative_slope": 0.01}),  # forward mode needs the input kept
+    "swish": "swish",
+}
 
 
 def build_segmenter(plan: Plan, deep_supervision: bool = False) -> nn.Module:
@@ -51,7 +54,7 @@ def dynunet_arguments(plan: Plan) -> dict[str, Any]:
         "upsample_kernel_size": plan.strides[1:],
         "filters": plan.filters,
         "norm_name": NORM,
-        "act_name": ACTIVATION,
+        "act_name": ACTIVATIONS[plan.activation],
     }
 
 
