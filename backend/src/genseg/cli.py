@@ -229,7 +229,7 @@ def train(
 def meta_train(
     datasets: Annotated[list[Path], typer.Argument(metavar="DATASET...", help="Studies with labelled scans.")],
     out: Out,
-    method: Annotated[MetaMethod, typer.Option(help="What learns the starting model.")] = "imaml",
+    method: Annotated[MetaMethod, typer.Option(help="What learns the starting model.")] = "pretrain",
     budget: Annotated[
         Optional[str],
         typer.Option(help="Time of training: quick, standard, thorough, or like 5m.", show_default="standard"),

@@ -75,7 +75,7 @@ def learn_from(
     now: Callable[[], float] = time.monotonic,
 ) -> int:
     """The same with the studies at hand, of one number of channels and one network."""
-    plan = plan_of(studies, smooth=start is None)
+    plan = plan_of(studies, smooth=start is None and settings.method == "imaml")
     before = 0 if start is None else start.meta_steps
     run = MetaRun(RunFolder(settings.out), settings, learner_of(studies, plan, settings), plan, log, now, before)
     anew = [] if start is None else start.copy_to(run.learner.network, plan)
@@ -116,7 +116,7 @@ def prepare_studies(settings: MetaSettings, log: EventLog, start: Start | None =
 def plan_of(studies: list[Prepared], smooth: bool = False) -> Plan:
     """The network that all share, for one structure at a time; the rest is that of the first study.
 
-    `smooth`: as a new one is, since where units have kinks H says nothing of a step of any length.
+    `smooth`: as iMAML needs it, since where units have kinks H says nothing of a step of any length.
     """
     changes = {"classes": 2, "prompts": None} | ({"activation": "swish"} if smooth else {})
     return studies[0].plan.model_copy(update=changes)

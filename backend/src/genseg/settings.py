@@ -102,7 +102,7 @@ class MetaSettings(BaseModel):
     dataset: Path = Field(description="the first study")
     more: list[Path] = Field(default=[], description="the others")
     out: Path = Field(description="folder of the model; must not exist yet, or be empty")
-    method: MetaMethod = "imaml"
+    method: MetaMethod = "pretrain"
     seed: int = Field(default=0, ge=0)
     budget: float | None = Field(default=BUDGETS["standard"], gt=0, description="seconds of training")
     iterations: int | None = Field(default=None, ge=1, description="meta-steps, instead of a budget")
