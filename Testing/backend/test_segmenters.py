@@ -50,7 +50,10 @@ def test_any_size_gives_logits_of_that_size_and_every_weight_a_gradient(name, si
     logits = network(torch.randn(1, 2, *size))
     assert logits.shape == (1, 3, *size)
     logits.square().sum().backward()
-    assert [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+    given = {n: p.grad for n, p in network.named_parameters()}
+    assert all(grad is not None for grad in given.values())
+    # A bias before a norm changes nothing: its gradient is 0 but for rounding, on some processors exactly.
+    assert [n for n, grad in given.items() if not n.endswith("bias") and not grad.any()] == []
 
 
 @pytest.mark.parametrize("name", [*OTHERS, "own_networks:small"])

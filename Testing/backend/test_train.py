@@ -312,7 +312,7 @@ def genseg_train(*arguments) -> subprocess.CompletedProcess[str]:
         (["--device", "toaster"], 1, ["toaster", "--device auto or cpu"]),
         (["--labelled", "99"], 2, ["99 were asked for", "Ask for at most 2"]),
         (["--unlabelled", "99"], 2, ["99 were asked for", "Ask for at most 1"]),
-        (["--init", "nowhere"], 1, ["nowhere", "no usable model"]),
+        (["--init", "nowhere"], 2, ["There is no folder", "nowhere", "Give the folder of a run"]),
     ],
 )
 def test_a_fault_of_the_command_line_leaves_no_run_folder(options, status, words, tiny, tmp_path):
