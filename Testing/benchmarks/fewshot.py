@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 from figures import mean_and_error
-from runs import DATA
-from training import OnGrid
+from runs import DATA, GRIDS
+from training import OnGrid, need_unseen
 
 from genseg.device import find_device
 from genseg.events import EventLog
@@ -29,9 +29,8 @@ from genseg.study import read_study
 
 def ready_for(name: str, start: StartingModel, grid: str) -> Prepared:
     """The labelled scans of the study's `training` on the start's plan."""
-    if name in (one.name for one in start.trained_on):
-        raise ValueError(f"{start.path} was learned from {name}.")
     study = read_study(DATA / name).model_copy(update={"unlabeled": [], "test": []})
+    need_unseen(start, [study])
     settings, log = MetaSettings(dataset=DATA / name, out=Path("unwritten")), EventLog()
     (ready,) = load([study], None, settings.as_training(), find_device("cpu"), [log], OnGrid(grid, start))
     return with_channels(ready, start.plan.channels)
@@ -54,18 +53,18 @@ def main() -> None:
     parser.add_argument("study")
     parser.add_argument("starts", type=Path, nargs="+", help="folders of starting models")
     parser.add_argument("--episodes", type=int, default=60, help="of every structure")
-    parser.add_argument("--grid", default="full", choices=("full", "light"))
+    parser.add_argument("--grid", default="full", choices=[*GRIDS])
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     models = [StartingModel.load(path) for path in chosen.starts]
-    ready = ready_for(chosen.study, models[0], chosen.grid)
-    nothing = episodes(ready, None, chosen.episodes)
+    ready = [ready_for(chosen.study, model, chosen.grid) for model in models]
+    nothing = episodes(ready[0], None, chosen.episodes)
     print(f"| {chosen.study}, {len(nothing) * SCORED} episodes | Dice | over nothing learned | over the line above |")
     print("|---|---|---|---|")
     print(f"| nothing learned | {statistics.mean(nothing):.3f} | – | – |")
     before = nothing
-    for path, model in zip(chosen.starts, models, strict=True):
-        dices = episodes(ready_for(chosen.study, model, chosen.grid), model, chosen.episodes)
+    for path, model, one in zip(chosen.starts, models, ready, strict=True):
+        dices = episodes(one, model, chosen.episodes)
         gains = [
             mean_and_error([100 * (a - b) for a, b in zip(dices, than, strict=True)]) for than in (nothing, before)
         ]

@@ -162,8 +162,8 @@ def prepared(run: Run, studies: list[Study], target: Device) -> RunState:
     """Scans in memory, on the plan that a processor gets, with the run's start and the arm's changes."""
     settings, log = run.settings(), EventLog()
     start = StartingModel.load(Path(run.start)) if run.start else None
-    if start is not None and (known := {one.name for one in start.trained_on} & {one.name for one in studies}):
-        raise ValueError(f"{run.start} was learned from {', '.join(known)}, and that is what it would be tested on.")
+    if start is not None:
+        need_unseen(start, studies)
     ready = load(studies, None, settings, find_device("cpu"), [log] * len(studies), OnGrid(run.grid, start))
     for one in ready:
         one.plan.precision = target.precision
@@ -183,6 +183,12 @@ def prepared(run: Run, studies: list[Study], target: Device) -> RunState:
             made = Restyled if run.arm.startswith("restyle") else Warped
             part.joint = made(**{f.name: getattr(part.joint, f.name) for f in fields(Joint)})
     return state
+
+
+def need_unseen(start: StartingModel, studies: Sequence[Study]) -> None:
+    """Raises ValueError where a start would be tested on what it was learned from."""
+    if known := {one.name for one in start.trained_on} & {one.name for one in studies}:
+        raise ValueError(f"{start.path} was learned from {', '.join(known)}, and that is what it would be tested on.")
 
 
 def on_device(cases: Sequence[WorkingCase], device: Device) -> list[WorkingCase]:

@@ -103,13 +103,6 @@ def _need_model_folder(folder: Path) -> None:
         raise InputFaults([Fault("not_a_run", str(folder), "There is no such run folder.", remedy)])
 
 
-def _need_start(init: Path | None) -> None:
-    """Told before the study is read; whether it is a model that fits shows when its plan is made."""
-    if init is not None and not init.is_dir():
-        remedy = "Give the folder of a run, of an exported bundle or of a starting model."
-        raise InputFaults([Fault("no_model", "--init", f"There is no folder {init}.", remedy)])
-
-
 def _resume(context: typer.Context, run: Path, events: bool, watch: bool) -> None:
     given = [
         name
@@ -132,7 +125,6 @@ def _resume(context: typer.Context, run: Path, events: bool, watch: bool) -> Non
 def _train(settings: Settings, events: bool, watch: bool) -> None:
     def body(session: Session) -> int:
         need_free(settings.out)
-        _need_start(settings.init)
         from genseg.train import train
 
         return train(settings, session.log)
@@ -142,7 +134,6 @@ def _train(settings: Settings, events: bool, watch: bool) -> None:
 
 def _profile(settings: Settings, events: bool, watch: bool) -> None:
     def body(session: Session) -> None:
-        _need_start(settings.init)
         from genseg.train import profile
 
         profile(settings, session.log)
@@ -257,7 +248,6 @@ def meta_train(
 
     def body(session: Session) -> int:
         need_free(settings.out)
-        _need_start(settings.init)
         from genseg.metatrain import meta_train as learn
 
         return learn(settings, session.log)

@@ -73,7 +73,6 @@ class StartingModel:
     trained_on: list[Studied]
     structures: dict[str, int] = field(default_factory=dict)  # `channels_of`
     card: Card | None = None
-    last: tuple[str, ...] = ()  # of a network without prompts: names of its last layer's weights
 
     @property
     def general(self) -> bool:
@@ -103,9 +102,7 @@ class StartingModel:
         if not _finite(weights):
             remedy = "Restore it from a backup, or train it again."
             raise RunFailed("no_model", f"The weights of {path} are not all finite.", remedy)
-        network, structures = predictor.network, channels_of(predictor.plan, predictor.table)
-        last = tuple(last_layer(network, predictor.plan)) if isinstance(network, Fitted) else ()
-        return cls(path, predictor.plan, weights, trained_on(folder), structures, last=last)
+        return cls(path, predictor.plan, weights, trained_on(folder), channels_of(predictor.plan, predictor.table))
 
     @classmethod
     def _load_general(cls, folder: RunFolder) -> "StartingModel":
@@ -198,10 +195,12 @@ class StartingModel:
         source = dict(self.weights)
         if INPUT in source:
             source[INPUT] = _for_channels(source[INPUT], plan.channels)
-        last = tuple(last_layer(network, plan)) if isinstance(network, Fitted) else LAST
+        fitted = next((part for part in network.modules() if isinstance(part, Fitted)), None)
+        logits = () if fitted is None else tuple(last_layer(fitted, plan))
+        last = logits if isinstance(network, Fitted) else LAST
         if (self.plan.prompts is None) != (plan.prompts is None):
             wanted = None  # what is the last layer here makes features there, and the reverse
-            source = {name: p for name, p in source.items() if not name.startswith(self.last)}
+            source = {name: p for name, p in source.items() if name not in logits}
         anew: list[str] = []
         for name, p in network.named_parameters():
             given = source.get(_plain(name))
@@ -230,6 +229,10 @@ class Start:
     """A starting model that is looked at only when the first plan is made: faults of the studies come first."""
 
     def __init__(self, path: Path | None):
+        """Raises InputFaults where there is no such folder, before a study is read."""
+        if path is not None and not path.is_dir():
+            remedy = "Give the folder of a run, of an exported bundle or of a starting model."
+            raise InputFaults([Fault("no_model", "--init", f"There is no folder {path}.", remedy)])
         self.path = path
 
     @cached_property
