@@ -77,7 +77,7 @@ class GenSegSlicerParameterNode:
     minutes: Annotated[int, WithinRange(1, 2880)] = 15
     method: str = "auto"
     generator: str = "spade"
-    segmenter: str = "dynunet"
+    segmenter: str = "auto"
     device: str = "auto"
     useUnlabeled: bool = True
     seed: Annotated[int, WithinRange(0, 99999)] = 0

@@ -37,7 +37,7 @@ class TrainSettings:
     unlabelled: int | None = None
     syntheticWeight: float | None = None
     learnUnlabelled: bool = True
-    segmenter: str = "dynunet"
+    segmenter: str = "auto"
     generator: str = "spade"
 
 

@@ -28,12 +28,17 @@ def processor(precision: str = "fp32") -> Device:
     return Device(torch.device("cpu"), "processor", None, precision)
 
 
-def planned(data: Path, name: str, cases: int = 3, device: Device = CPU) -> Plan:
+def planned(data: Path, name: str, cases: int = 3, device: Device = CPU, segmenter: str = "dynunet") -> Plan:
     """The very plan that a run of the first `cases` labelled scans would get."""
     study = draw(read_study(data / name), cases, None, 0)
     scans = [read_scan(case.images) for case in study.training]
     labels = [read_label(case.label, study.labels)[0] for case in study.training]
-    return make_plan(scans, labels, study.labels, device)
+    return make_plan(scans, labels, study.labels, device, segmenter=segmenter)
+
+
+def with_segmenter(plan: Plan, name: str) -> Plan:
+    """The same with another network; only the default one has deep supervision."""
+    return plan.model_copy(update={"segmenter": name, "deep_supervision": False})
 
 
 def prepared(data: Path, name: str, labelled: int = 2, unlabelled: int = 2, precision: str = "fp32") -> Prepared:

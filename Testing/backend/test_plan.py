@@ -121,6 +121,42 @@ def test_photographs_with_large_structures_are_coarsened_and_seen_whole(data, na
     assert all(patch >= 0.85 * side for patch, side in zip(plan.patch, working, strict=True))
 
 
+@pytest.mark.parametrize("device", [processor(), Device(torch.device("cpu"), "card", 24.0, "bf16")])
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("isic2017", "deeplabv3"),
+        ("kvasir", "deeplabv3"),
+        ("busi", "dynunet"),  # grey
+        ("shenzhen", "dynunet"),
+        ("dsb2018", "dynunet"),  # nuclei of a few pixels
+        ("drive", "dynunet"),  # vessels
+        ("acdc", "dynunet"),  # slices, but no photographs
+        ("hippocampus", "dynunet"),
+    ],
+)
+def test_the_automatic_network_is_deeplabv3_where_all_structures_of_colour_photographs_are_large(
+    data, name, network, device
+):
+    plan = planned(data, name, 5, device, "auto")
+    assert plan.segmenter == network and any("'deeplabv3'" in note for note in plan.notes) == (network == "deeplabv3")
+    assert planned(data, name, 5, device).segmenter == "dynunet"
+    assert plan.deep_supervision == (network == "dynunet" and len(plan.filters) >= 6)
+
+
+def test_no_colour_or_one_small_structure_beside_a_large_one_keeps_the_usual_network(data):
+    study = read_study(data / "isic2017")
+    case = draw(study, 1, None, 0).training[0]
+    scan, label = read_scan(case.images), read_label(case.label, study.labels)[0]
+    table = LabelTable.from_names({1: "lesion", 2: "hair"})
+    assert make_plan([scan], [label], table, processor(), segmenter="auto").segmenter == "deeplabv3"
+    grey = Scan(scan.array.mean(0, keepdims=True).repeat(3, 0), scan.geometry)
+    assert make_plan([grey], [label], table, processor(), segmenter="auto").segmenter == "dynunet"
+    label = label.copy()
+    label[:, ::64] = 2
+    assert make_plan([scan], [label], table, processor(), segmenter="auto").segmenter == "dynunet"
+
+
 def _kept_by_whole_scan(mask: np.ndarray, slice_axis: int | None, factor: float) -> float:
     """Dice of a structure when the whole scan goes to the coarser grid and back."""
     stack = mask[None, None] if slice_axis is None else np.moveaxis(mask, slice_axis, 0)[:, None]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from method_rig import advance, built, in_double, next_level3, prepared, searching, widen
+from method_rig import advance, built, in_double, next_level3, prepared, searching, widen, with_segmenter
 from test_export import in_float32, monai_bundle
 from test_hypergradient import cosine, hypergradient, level3_with, norm_ratio, unrolled
 from tiny_run import ENVIRONMENT, run_train, tiny_study
@@ -142,7 +142,7 @@ UNFIT = {
 def test_a_network_that_cannot_be_used_is_told_with_what_is_asked_of_one(name, data):
     plan = prepared(data, "isic2017", 2).plan
     with pytest.raises(InputFaults, match=r"cannot be used") as told:
-        tried(plan.with_segmenter(name))
+        tried(with_segmenter(plan, name))
     (fault,) = told.value.faults
     assert (fault.code, fault.case) == ("segmenter_unfit", "--segmenter") and UNFIT[name] in fault.rule
     assert "[n, in, *size] to [n, out, *size]" in fault.remedy
@@ -160,7 +160,7 @@ def test_heads_told_by_prompts_take_as_much_memory_with_any_network(data):
     plain = ready.plan.model_copy(update={"patch": [512, 512]})
     asked = plain.asked(prompts_of([ready.study], True)[0])
     more = asked.memory_mb - plain.memory_mb
-    behind, without = (tried(plan.with_segmenter("own_networks:small")) for plan in (asked, plain))
+    behind, without = (tried(with_segmenter(plan, "own_networks:small")) for plan in (asked, plain))
     assert more > 50 and asked.heads_mb == behind.heads_mb == more and plain.heads_mb == 0
     assert behind.memory_mb - more == pytest.approx(without.memory_mb, rel=0.15)  # of features, not of classes
 
@@ -177,7 +177,7 @@ def test_a_package_that_is_not_there_is_bad_input_and_told_before_the_scans_are_
 
 def test_a_factory_that_gives_the_same_network_again_does_not_tie_the_average_to_it(data):
     ready = prepared(data, "isic2017", 2)
-    ready = replace(ready, plan=tried(ready.plan.with_segmenter("own_networks:the_same")))
+    ready = replace(ready, plan=tried(with_segmenter(ready.plan, "own_networks:the_same")))
     joint = built(ready, "supervised").joint
     advance(joint, 2)
     pairs = zip(joint.segmenter.parameters(), joint.average.network.parameters(), strict=True)
@@ -186,7 +186,7 @@ def test_a_factory_that_gives_the_same_network_again_does_not_tie_the_average_to
 
 def test_the_memory_of_another_segmenter_is_reckoned_from_what_its_layers_put_out(data):
     plan = prepared(data, "isic2017", 2).plan.model_copy(update={"patch": [64, 64]})
-    swin, small = (tried(plan.with_segmenter(name)).memory_mb for name in ("swin_unetr", "own_networks:small"))
+    swin, small = (tried(with_segmenter(plan, name)).memory_mb for name in ("swin_unetr", "own_networks:small"))
     assert small < plan.memory_mb < swin
 
 
@@ -200,16 +200,18 @@ def test_a_starting_model_of_another_network_is_refused(data, tmp_path):
     study = tiny_study(data / "isic2017", tmp_path / "study", 2, 1, 0)
     run = run_train(study, tmp_path / "run", iterations=1, method="supervised", segmenter="unet").run
     with pytest.raises(InputFaults, match="is a 'unet', not a 'dynunet'"):
-        run_train(study, tmp_path / "other", iterations=1, method="supervised", init=run.path)
-    again = run_train(study, tmp_path / "same", iterations=1, method="supervised", segmenter="unet", init=run.path)
-    assert again.status == EXIT_OK and not [w for w in again.named("warning") if w.code == "init_partly"]
+        run_train(study, tmp_path / "other", 1, method="supervised", segmenter="dynunet", init=run.path)
+    for name in ("unet", "auto"):
+        again = run_train(study, tmp_path / name, 1, method="supervised", segmenter=name, init=run.path)
+        assert again.status == EXIT_OK and not [w for w in again.named("warning") if w.code == "init_partly"]
+        assert Plan.load(again.run.plan).segmenter == "unet"
 
 
 @pytest.mark.parametrize("name", ["dynunet", "unet", "deeplabv3", "own_networks:small"])
 @pytest.mark.parametrize("prompted", [False, True])
 def test_a_starting_model_gives_its_weights_to_a_plain_and_to_a_prompted_network(name, prompted, data):
     ready = prepared(data, "isic2017", 2)
-    ready = replace(ready, plan=ready.plan.with_segmenter(name))
+    ready = replace(ready, plan=with_segmenter(ready.plan, name))
     methods = ("genseg", "versemi") if prompted else ("versemi", "genseg")
     giver, taker = (built(ready, method).joint for method in methods)
     weights = {_plain(n): p for n, p in giver.segmenter.state_dict().items()}
@@ -224,7 +226,7 @@ def test_a_starting_model_gives_its_weights_to_a_plain_and_to_a_prompted_network
 @pytest.mark.parametrize("name", ["unet", "own_networks:small"])
 def test_a_plain_networks_last_layer_never_makes_the_features_of_a_prompted_one(name, data):
     ready = prepared(data, "isic2017", 2)
-    taker = built(replace(ready, plan=ready.plan.with_segmenter(name)), "versemi").joint
+    taker = built(replace(ready, plan=with_segmenter(ready.plan, name)), "versemi").joint
     plan = ready.plan.model_copy(update={"segmenter": name, "classes": taker.plan.filters[0]})
     giver = build_segmenter(plan)
     weights = {_plain(n): p.detach() + 1 for n, p in giver.state_dict().items()}
@@ -259,7 +261,7 @@ def test_the_last_layer_of_every_network_goes_by_the_names_of_structures(name, d
 @pytest.mark.parametrize("name", ["attention", "unused_and_frozen"])
 def test_own_networks_with_attention_and_with_weights_that_nothing_moves_are_shaped_by_level3(name, data):
     ready = prepared(data, "isic2017", 2)
-    ready = replace(ready, plan=tried(ready.plan.with_segmenter(f"own_networks:{name}")))
+    ready = replace(ready, plan=tried(with_segmenter(ready.plan, f"own_networks:{name}")))
     joint = built(ready, "genseg").joint
     step = next_level3(advance(joint, 2))
     assert joint.step(step, searching(2))["meta/gradient_norm"] > 0

@@ -72,6 +72,15 @@ def test_thick_slices_become_volumes_beside_volumes_and_all_get_one_network(data
     assert single.dims == 2
 
 
+def test_photographs_trained_together_get_deeplabv3_where_it_suits_all_of_them(data):
+    studies = [read_study(data / name) for name in ("isic2017", "kvasir", "busi")]
+    pairs = [[(read_scan(c.images), read_label(c.label, one.labels)[0]) for c in one.training[:3]] for one in studies]
+    assert [plan.segmenter for plan in make_plans(studies[:2], pairs[:2], CPU, segmenter="auto")] == ["deeplabv3"] * 2
+    plans = make_plans(studies, pairs, CPU, segmenter="auto")
+    assert [plan.segmenter for plan in plans] == ["dynunet"] * 3
+    assert not any("deeplabv3" in note for plan in plans for note in plan.notes)
+
+
 def test_scans_without_labels_are_left_alone_where_that_is_wished(data, tmp_path):
     settings = Settings(dataset=data, out=tmp_path, method="genseg", learn_unlabelled=False)
     whole = read_study(data / "hippocampus")

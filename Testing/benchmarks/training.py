@@ -148,6 +148,10 @@ class OnGrid:
     def solid(self) -> bool:
         return self.start is not None and self.start.solid
 
+    @property
+    def segmenter(self) -> str:
+        return "auto" if self.start is None else self.start.plan.segmenter
+
     def shape(self, plan: Plan) -> Plan:
         plan = GRIDS[self.grid](plan)
         if self.start is None:

@@ -144,13 +144,13 @@ def test_a_network_of_ones_own_is_typed_asked_for_and_comes_back_with_the_scene(
     opened.rig.pump(0.1)
     assert combo.currentText == own
     opened.rig.pump(0.8)
-    assert combo.currentText == opened.widget._parameterNode.segmenter == own and combo.count == 6
+    assert combo.currentText == opened.widget._parameterNode.segmenter == own and combo.count == 7
     command = pressed(opened)
     assert command[command.index("--segmenter") + 1] == own
     saved = opened.rig.saveScene(opened.folder / "scene")
     opened.rig.closeScene()
     opened.rig.pump(0.3)
-    assert combo.currentData == "dynunet"
+    assert combo.currentData == "auto"
     opened.rig.openScene(saved)
     opened.rig.pump(0.3)
     assert combo.currentText == opened.widget._parameterNode.segmenter == own
@@ -162,7 +162,7 @@ def test_a_network_of_ones_own_is_typed_asked_for_and_comes_back_with_the_scene(
 def test_each_network_of_the_program_can_be_chosen_is_asked_for_and_comes_back_with_the_scene(opened, backend):
     names = "import typing; from genseg.settings import SEGMENTERS, GeneratorName as G; "
     for field, known, (words, chosen) in (
-        ("segmenter", "print(*SEGMENTERS)", ("Residual U-Net", "unet")),
+        ("segmenter", "print('auto', *SEGMENTERS)", ("Residual U-Net", "unet")),
         ("generator", "print(*typing.get_args(G))", ("pix2pix with searched layers: slow in 3D", "pix2pix")),
     ):
         combo = getattr(opened.ui, f"{field}ComboBox")
@@ -177,7 +177,7 @@ def test_each_network_of_the_program_can_be_chosen_is_asked_for_and_comes_back_w
     saved = opened.rig.saveScene(opened.folder / "scene")
     opened.rig.closeScene()
     opened.rig.pump(0.3)
-    assert opened.ui.segmenterComboBox.currentData == "dynunet" and opened.ui.generatorComboBox.currentData == "spade"
+    assert opened.ui.segmenterComboBox.currentData == "auto" and opened.ui.generatorComboBox.currentData == "spade"
     opened.rig.openScene(saved)
     opened.rig.pump(0.3)
     assert opened.ui.segmenterComboBox.currentData == opened.widget._parameterNode.segmenter == "unet"

@@ -54,7 +54,7 @@ def work(mrml, tmp_path):
     work = Work(Session(mrml.scene, mrml.loadVolume), lambda: work.program, lambda backend: None)
     work.program = Program(WAITS)
     chosen = {"outputFolder": str(tmp_path / "results"), "useUnlabeled": True, "method": "auto", "device": "cpu"}
-    networks = {"generator": "spade", "segmenter": "dynunet"}
+    networks = {"generator": "spade", "segmenter": "auto"}
     work.parameters = types.SimpleNamespace(**chosen, **networks, seed=0, startingModel="", currentRun="")
     mrml.segmentation({"head": blob()}, mrml.volume(noise(), "a"))
     mrml.volume(noise(), "b")

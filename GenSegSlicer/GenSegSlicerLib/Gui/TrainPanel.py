@@ -74,6 +74,7 @@ class TrainPanel:
         ):
             ui.generatorComboBox.addItem(text, key)
         for key, text in (
+            ("auto", _("Automatic: what suits these scans")),
             ("dynunet", _("U-Net of nnU-Net (DynUNet)")),
             ("unet", _("Residual U-Net")),
             ("attention_unet", _("Attention U-Net")),

@@ -19,7 +19,7 @@ from genseg.runfolder import RunFolder, need_free
 from genseg.session import Session, serve, use_utf8
 from genseg.settings import PARTS, SEGMENTERS, GeneratorName, MetaMethod, MetaSettings, Method, Settings, parse_budget
 
-SEGMENTER_HELP = f"{', '.join(SEGMENTERS)}, or your own as package.module:factory"
+SEGMENTER_HELP = f"auto, {', '.join(SEGMENTERS)}, or your own as package.module:factory"
 app = typer.Typer(
     help="Train a generator and a segmenter jointly from a handful of labelled scans.",
     epilog="Exit status: 0 done, 2 bad input, 3 stopped on request with a usable model, 1 anything else.",
@@ -167,7 +167,7 @@ def train(
         typer.Option(metavar="PART", help=f"Leave out a part of versemi: {', '.join(PARTS)}.", hidden=True),
     ] = None,
     generator: Annotated[GeneratorName, typer.Option(help="Generator network.")] = "spade",
-    segmenter: Annotated[str, typer.Option(help=f"Segmenter network: {SEGMENTER_HELP}.")] = "dynunet",
+    segmenter: Annotated[str, typer.Option(help=f"Segmenter network: {SEGMENTER_HELP}.")] = "auto",
     budget: Annotated[
         Optional[str], typer.Option(help="quick (5 min, the default), standard, thorough, or a time: 90s, 5m, 2h.")
     ] = None,
@@ -193,7 +193,7 @@ def train(
         raise typer.BadParameter("give --out RUN, the folder for the results")
     if unknown := set(without or []) - set(PARTS):
         raise typer.BadParameter(f"versemi has no part {', '.join(sorted(unknown))}; it has {', '.join(PARTS)}")
-    if segmenter not in SEGMENTERS and not re.fullmatch(r"[\w.]+:\w+", segmenter):
+    if segmenter not in ("auto", *SEGMENTERS) and not re.fullmatch(r"[\w.]+:\w+", segmenter):
         raise typer.BadParameter(f"there is no segmenter '{segmenter}'; choose {SEGMENTER_HELP}")
     limits = _limits(budget, iterations, "quick")
     settings = Settings(

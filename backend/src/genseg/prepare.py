@@ -63,6 +63,11 @@ class Shape(Protocol):
         """Whether it is of volumes: then thick slices are planned as volumes, too."""
         ...
 
+    @property
+    def segmenter(self) -> str:
+        """Its network's name, or "auto" where any will do."""
+        ...
+
     def shape(self, plan: Plan) -> Plan: ...
 
 
@@ -129,8 +134,10 @@ def load(
     """
     pairs = _every(studies, lambda study: _read_all(study.training, lambda case: _read_pair(case, study)))
     if plans is None:
-        solid = start is not None and start.solid
-        plans = [plan.with_segmenter(settings.segmenter) for plan in make_plans(studies, pairs, device, solid)]
+        solid, segmenter = start is not None and start.solid, settings.segmenter
+        if start is not None and segmenter == "auto":
+            segmenter = start.segmenter
+        plans = make_plans(studies, pairs, device, solid, segmenter)
         plans = [plan if start is None else start.shape(plan) for plan in plans]
         if settings.mixes or len(studies) > 1:
             prompts = prompts_of(studies, dynamic=settings.mixes and "prompts" not in settings.without)

@@ -58,7 +58,7 @@ class Settings(BaseModel):
         default=None, ge=0, description="fix the weight of the synthetic loss instead of learning it; 0 switches it off"
     )
     generator: GeneratorName = DEFAULT_GENERATOR
-    segmenter: str = Field(default="dynunet", description="one of SEGMENTERS, or package.module:factory")
+    segmenter: str = Field(default="auto", description="auto, one of SEGMENTERS, or package.module:factory")
     versions: dict[str, str] = Field(default_factory=dict, description="of Python and the libraries, filled at start")
 
     def resolve(self, unlabelled: bool) -> None:
@@ -113,8 +113,9 @@ class MetaSettings(BaseModel):
     def as_training(self) -> Settings:
         """For what reads and prepares the studies of a training."""
         return Settings(
-            dataset=self.dataset, more=self.more, out=self.out, method="supervised", seed=self.seed, device=self.device
-        )
+            dataset=self.dataset, more=self.more, out=self.out, method="supervised", segmenter="dynunet",
+            seed=self.seed, device=self.device,
+        )  # fmt: skip
 
     def save(self, path: Path) -> None:
         write_json(path, self.model_dump(mode="json"))

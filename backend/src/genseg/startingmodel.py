@@ -137,8 +137,8 @@ class StartingModel:
         if self.plan.segmenter != plan.segmenter:
             message = f"The starting model {self.path} is a '{self.plan.segmenter}', not a '{plan.segmenter}'."
             remedy = (
-                f"Choose a model that is a '{plan.segmenter}', train '{self.plan.segmenter}' (genseg train "
-                f"--segmenter; in Slicer under Advanced; meta-train learns '{DEFAULT}' only), or leave out --init."
+                "Leave the network automatic (genseg train --segmenter auto; in Slicer under Advanced), choose a model "
+                f"that is a '{plan.segmenter}' (meta-train learns '{DEFAULT}' only), or leave out --init."
             )
             raise RunFailed("init_unfit", message, remedy)
         if self.plan.dims != plan.dims or (self.general and mine != needed and 1 not in (mine, needed)):
@@ -245,6 +245,11 @@ class Start:
     def solid(self) -> bool:
         """Whether there is a model of volumes."""
         return self.model is not None and self.model.solid
+
+    @property
+    def segmenter(self) -> str:
+        """The model's network, or "auto" where there is no model."""
+        return "auto" if self.model is None else self.model.plan.segmenter
 
     def shape(self, plan: Plan) -> Plan:
         """The plan with the model's network, where there is one. Raises InputFaults where it does not fit."""

@@ -76,21 +76,24 @@ def prompts_of(studies: Sequence[Study], dynamic: bool) -> list[Prompts]:
     return [Prompts(count=len(names) + 1, tasks=mine, dynamic=dynamic) for mine in tasks]
 
 
-def make_plans(studies: Sequence[Study], pairs: Sequence[Pairs], device: Device, solid: bool = False) -> list[Plan]:
+def make_plans(
+    studies: Sequence[Study], pairs: Sequence[Pairs], device: Device, solid: bool = False, segmenter: str = "dynunet"
+) -> list[Plan]:
     """A plan for each study. Working grid, patch and intensities are its own; the network is that of the shallowest.
 
-    Where `solid` is asked for or one is a study of volumes, those of thick slices become volumes, too.
+    Where `solid` is asked for or one is a study of volumes, those of thick slices become volumes, too. `segmenter`:
+    "auto" is what suits each of them, or the usual network where that is not the same.
     """
 
-    def plan(study: Study, mine: Pairs, solid: bool) -> Plan:
-        return make_plan([scan for scan, _ in mine], [label for _, label in mine], study.labels, device, solid)
+    def plan(study: Study, mine: Pairs, solid: bool, segmenter: str) -> Plan:
+        scans, labels = [scan for scan, _ in mine], [label for _, label in mine]
+        return make_plan(scans, labels, study.labels, device, solid, segmenter)
 
-    plans = [plan(study, mine, solid) for study, mine in zip(studies, pairs, strict=True)]
-    if len({one.dims for one in plans}) > 1:
-        plans = [
-            plan(study, mine, True) if one.dims == 2 else one
-            for study, mine, one in zip(studies, pairs, plans, strict=True)
-        ]
+    plans = [plan(study, mine, solid, segmenter) for study, mine in zip(studies, pairs, strict=True)]
+    mixed, agreed = len({one.dims for one in plans}) > 1, len({one.segmenter for one in plans}) == 1
+    for at, (study, mine, one) in enumerate(zip(studies, pairs, plans, strict=True)):
+        if (mixed and one.dims == 2) or not (agreed or one.segmenter == "dynunet"):
+            plans[at] = plan(study, mine, solid or mixed, segmenter if agreed else "dynunet")
     shallowest, study = min(zip(plans, studies, strict=True), key=lambda one: len(one[0].filters))
     whose = f"that of {study.name}, as all studies share one"
     return [one if one.filters == shallowest.filters else one.with_network_of(shallowest, whose) for one in plans]
