@@ -80,7 +80,7 @@ def test_with_weight_0_the_weights_equal_supervised_bit_for_bit(generator, data)
 @pytest.mark.slow
 def test_a_run_ends_and_synthesize_and_report_show_the_kernels_that_were_learned(data, tmp_path):
     study = tiny_study(data / "isic2017", tmp_path / "study", 2, 1, 1)
-    outcome = run_train(study, tmp_path / "run", iterations=28, generator="pix2pix", method="genseg")
+    outcome = run_train(study, tmp_path / "run", 28, generator="pix2pix", method="genseg", segmenter="dynunet")
     assert outcome.status == EXIT_OK and read_json(outcome.run.settings)["generator"] == "pix2pix"
     command = ["synthesize", str(outcome.run.path), "--out", str(tmp_path / "more"), "--count", "1"]
     done = CliRunner().invoke(app, command)
@@ -98,7 +98,7 @@ def test_a_run_ends_and_synthesize_and_report_show_the_kernels_that_were_learned
 @pytest.mark.parametrize("name", ["diffusion", "joint"])
 def test_a_run_ends_synthesizes_and_leaves_its_generator_to_diffusers_where_that_can_read_it(data, tmp_path, name):
     study = tiny_study(data / "isic2017", tmp_path / "study", 2, 1, 1)
-    outcome = run_train(study, tmp_path / "run", iterations=20, generator=name, method="genseg+versemi")
+    outcome = run_train(study, tmp_path / "run", 20, generator=name, method="genseg+versemi", segmenter="dynunet")
     assert outcome.status == EXIT_OK and leftovers(outcome.run.path) == []
     assert outcome.run.generator.exists() == (name == "diffusion")
     if name == "diffusion":

@@ -152,6 +152,10 @@ def test_no_colour_or_one_small_structure_beside_a_large_one_keeps_the_usual_net
     assert make_plan([scan], [label], table, processor(), segmenter="auto").segmenter == "deeplabv3"
     grey = Scan(scan.array.mean(0, keepdims=True).repeat(3, 0), scan.geometry)
     assert make_plan([grey], [label], table, processor(), segmenter="auto").segmenter == "dynunet"
+    several = make_plan([scan, grey, grey], [label] * 3, table, processor(), segmenter="auto")
+    assert several.segmenter == "dynunet", "one coloured image among grey ones"
+    two = Scan(scan.array[:2], scan.geometry)
+    assert make_plan([two], [label], table, processor(), segmenter="auto").segmenter == "dynunet"
     label = label.copy()
     label[:, ::64] = 2
     assert make_plan([scan], [label], table, processor(), segmenter="auto").segmenter == "dynunet"

@@ -194,12 +194,15 @@ def test_every_method_goes_through_every_stage_with_1_2_and_5_labelled(method, l
 
 
 @slow
-@pytest.mark.parametrize(("name", "network"), [("isic2017", 2), ("acdc", 2)])
-def test_photos_and_thick_slices_run_from_end_to_end(name, network, data, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "asked", "network"),
+    [("isic2017", "auto", "deeplabv3"), ("isic2017", "dynunet", "dynunet"), ("acdc", "auto", "dynunet")],
+)
+def test_photos_and_thick_slices_run_from_end_to_end(name, asked, network, data, tmp_path):
     study = tiny_study(data / name, tmp_path / name, 2, 1)
-    outcome = run_train(study, tmp_path / "run", iterations=10)
+    outcome = run_train(study, tmp_path / "run", iterations=10, segmenter=asked)
     plan = read_json(outcome.run.plan)
-    assert outcome.status == EXIT_OK and plan["dims"] == network
+    assert outcome.status == EXIT_OK and plan["dims"] == 2 and plan["segmenter"] == network
     assert (plan["slice_axis"] is not None) == (name == "acdc")
     (entry,) = read_json(outcome.run.predictions_index)["cases"]
     mask, scan = (

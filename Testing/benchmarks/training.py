@@ -150,7 +150,7 @@ class OnGrid:
 
     @property
     def segmenter(self) -> str:
-        return "auto" if self.start is None else self.start.plan.segmenter
+        return "auto" if self.start is None else self.start.segmenter
 
     def shape(self, plan: Plan) -> Plan:
         plan = GRIDS[self.grid](plan)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from genseg.labels import LabelTable
-from genseg.networks.segmenter import DEFAULT, dynunet_arguments, segmenter_arguments
-from genseg.plan import Normalisation, Plan
+from genseg.networks.segmenter import dynunet_arguments, segmenter_arguments
+from genseg.plan import DEFAULT_SEGMENTER, Normalisation, Plan
 
 VOLUME_FILES = ("*.nii.gz", "*.nii")
 PHOTO_FILES = ("*.png", "*.jpg", "*.jpeg", "*.tif", "*.tiff", "*.bmp")
@@ -69,7 +69,7 @@ def inference_config(plan: Plan, table: LabelTable, overlap: float) -> dict[str,
 
 def _network(plan: Plan) -> dict[str, Any]:
     """The arguments of genseg.networks.build_segmenter; the export checks that the weights fit."""
-    if plan.segmenter != DEFAULT:
+    if plan.segmenter != DEFAULT_SEGMENTER:
         own = segmenter_arguments(plan)
         if plan.prompts is None:
             return {"_target_": "scripts.segmenters.build"} | own

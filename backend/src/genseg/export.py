@@ -17,8 +17,7 @@ from genseg.bundle_config import PHOTO_FILES, VOLUME_FILES, inference_config
 from genseg.errors import DamagedFile, RunFailed
 from genseg.inference import OVERLAP
 from genseg.networks import build_segmenter
-from genseg.networks.segmenter import DEFAULT
-from genseg.plan import Plan
+from genseg.plan import DEFAULT_SEGMENTER, Plan
 from genseg.prepare import MOST_UNLABELLED, STYLE_SCANS
 from genseg.runfolder import RunFolder, replacing, write_json
 from genseg.settings import Settings
@@ -67,7 +66,7 @@ def _sources(plan: Plan) -> dict[str, str]:
     networks = resources.files("genseg.networks")
     files = [networks.joinpath("prompted.py")] if plan.prompts is not None else []
     own = {file.name: file.read_text(encoding="utf-8") for file in files}
-    if plan.segmenter != DEFAULT:
+    if plan.segmenter != DEFAULT_SEGMENTER:
         folder = [file for file in networks.joinpath("segmenters").iterdir() if file.name.endswith(".py")]
         own |= {f"segmenters/{file.name}": file.read_text(encoding="utf-8") for file in folder}
     return own | {"__init__.py": ""} if own else {}
@@ -109,7 +108,8 @@ def _write_text(path: Path, text: str) -> None:
 def metadata(plan: Plan, study: Study, settings: Settings, trained_on: str, sources: list[Studied]) -> dict[str, Any]:
     """configs/metadata.json after MONAI's bundle specification."""
     names = ", ".join(label.name for label in study.labels.structures)
-    network = ("DynUNet" if plan.segmenter == DEFAULT else plan.segmenter) + (" with prompts" if plan.prompts else "")
+    network = "DynUNet" if plan.segmenter == DEFAULT_SEGMENTER else plan.segmenter
+    network += " with prompts" if plan.prompts else ""
     return {
         "schema": SCHEMA,
         "version": BUNDLE_VERSION,

@@ -36,8 +36,9 @@ NOTABLE = 0.2  # share of the estimated memory from which on a part of it is tol
 LITTLE = 0.03  # share of a scan from which on a patch shows enough of it
 COARSE = 8  # voxels along each axis for one of deeplabv3's mask
 LARGE = 0.8  # Dice that every structure keeps on that mask's grid and back, where deeplabv3 is the network
-COLOURED = 0.02  # of a photograph's largest value: how far its channels lie apart on average where it shows colours
+COLOURED = 0.02  # of a photograph's range: how far its channels lie apart on average where it shows colours
 
+DEFAULT_SEGMENTER = "dynunet"
 NETWORK = ("activation", "filters", "kernels", "strides", "deep_supervision")  # fields that say what weights fit
 
 _Place = tuple[np.ndarray, int, tuple[slice, ...]]  # index map of a scan, a structure's index, its bounding box
@@ -79,7 +80,7 @@ class Plan(BaseModel):
     batch: int
     normalisation: list[Normalisation]
     mirror_axes: list[int]  # network axes along which a mirrored scan is as plausible as the scan
-    segmenter: str = "dynunet"
+    segmenter: str = DEFAULT_SEGMENTER
     activation: Literal["leakyrelu", "swish"] = "leakyrelu"  # of a dynunet; the smooth one is dearer
     filters: list[int]
     kernels: list[int]
@@ -142,12 +143,12 @@ def make_plan(
     table: LabelTable,
     device: Device,
     solid: bool = False,
-    segmenter: str = "dynunet",
+    segmenter: str = DEFAULT_SEGMENTER,
 ) -> Plan:
     """Derive the plan from the labelled scans (`labels[i]`: index map on the grid of `scans[i]`) and the device.
 
     `solid`: thick slices, too, go through a 3D network, for the sake of other studies in the same training.
-    `segmenter`: the network's name, or "auto": what suits the structures.
+    `segmenter`: the network's name, or "auto": what suits the scans.
     """
     notes: list[str] = []
     physical = scans[0].geometry.physical
@@ -166,7 +167,7 @@ def make_plan(
     structures = _structures(labels)
     factor = _coarsening(shapes[:, kept] / spacing[kept], structures, thick, voxels, notes)
     if segmenter == "auto":
-        segmenter = _suited(structures, factor, notes) if _in_colour(scans) else "dynunet"
+        segmenter = _suited(scans, structures, factor, notes)
     working = spacing * factor
     if solid and thick is not None:
         working[thick] = np.median(shapes[:, thick]) * MARGIN / SOLID_SIDE
@@ -191,7 +192,7 @@ def make_plan(
         filters=filters,
         kernels=[3] * len(filters),
         strides=[1] + [2] * (len(filters) - 1),
-        deep_supervision=len(filters) >= 6 and segmenter == "dynunet",
+        deep_supervision=len(filters) >= 6 and segmenter == DEFAULT_SEGMENTER,
         precision=device.precision,
         memory_mb=_memory_mb(patch, device.batch(dims), filters, scans[0].array.shape[0]),
         notes=notes,
@@ -240,20 +241,17 @@ def _coarsening(
     return chosen
 
 
-def _in_colour(scans: list[Scan]) -> bool:
-    """Whether they are photographs whose channels differ, and no grey ones saved in colour."""
-    photos = scans[0].dims == 2 and not scans[0].geometry.physical
-    return photos and any(float(np.ptp(s.array, axis=0).mean()) > COLOURED * float(s.array.max()) for s in scans)
-
-
-def _suited(structures: list[list[_Place]], factor: float, notes: list[str]) -> str:
-    """The network for photographs in colour: one that sees coarsely, where all structures are large enough for it."""
+def _suited(scans: list[Scan], structures: list[list[_Place]], factor: float, notes: list[str]) -> str:
+    """The usual network; for photographs in colour of structures that are all large, one that sees coarsely."""
+    if scans[0].dims == 3 or scans[0].geometry.physical or len(scans[0].array) != 3:
+        return DEFAULT_SEGMENTER
+    colour = [float(np.ptp(scan.array, axis=0).mean() / max(np.ptp(scan.array), 1e-6)) for scan in scans]
     survival = _survival(structures, None, COARSE * factor, LARGE)
-    if survival < LARGE:
-        return "dynunet"
+    if np.median(colour) < COLOURED or survival < LARGE:
+        return DEFAULT_SEGMENTER
     notes.append(
         f"These are photographs in colour of large structures (a mask {COARSE} x coarser than the working grid keeps a "
-        f"Dice of {survival:.2f}), which 'deeplabv3' finds better than the usual 'dynunet' does."
+        f"Dice of {survival:.2f}), for which 'deeplabv3' was ahead of the usual '{DEFAULT_SEGMENTER}' or level."
     )
     return "deeplabv3"
 

@@ -17,9 +17,8 @@ from genseg.inference import Predictor
 from genseg.labels import LabelTable
 from genseg.methods.metalearn import OUTPUT
 from genseg.networks import build_segmenter
-from genseg.networks.segmenter import DEFAULT
 from genseg.networks.segmenters.fitting import Fitted
-from genseg.plan import Plan
+from genseg.plan import DEFAULT_SEGMENTER, Plan
 from genseg.runfolder import RunFolder, read_model
 from genseg.segnrrd import same_name
 from genseg.settings import Settings
@@ -111,8 +110,10 @@ class StartingModel:
         if missing := [file.name for file in (folder.plan, folder.best) if not file.is_file()]:
             raise RunFailed("no_model", f"The starting model {folder.path} lacks {' and '.join(missing)}.", remedy)
         card, plan, weights = read_model(Card, folder.card), Plan.load(folder.plan), load_tensors(folder.best)[0]
-        if plan.segmenter != DEFAULT:  # before it is built: a network of somebody's own would be imported
-            message = f"{folder.plan} names the network '{plan.segmenter}', but starting models are a '{DEFAULT}'."
+        if plan.segmenter != DEFAULT_SEGMENTER:  # before it is built: a network of somebody's own would be imported
+            message = (
+                f"{folder.plan} names the network '{plan.segmenter}', but starting models are a '{DEFAULT_SEGMENTER}'."
+            )
             raise RunFailed("no_model", message, remedy)
         try:
             with torch.device("meta"):  # names and shapes only
@@ -131,14 +132,20 @@ class StartingModel:
         """Whether it is of volumes."""
         return self.plan.dims == 3
 
+    @property
+    def segmenter(self) -> str:
+        """Its network's name."""
+        return self.plan.segmenter
+
     def shape(self, plan: Plan) -> Plan:
         """The plan with the network of this model. Raises RunFailed where the model cannot serve such scans."""
         mine, needed = self.plan.channels, plan.channels
         if self.plan.segmenter != plan.segmenter:
             message = f"The starting model {self.path} is a '{self.plan.segmenter}', not a '{plan.segmenter}'."
             remedy = (
-                "Leave the network automatic (genseg train --segmenter auto; in Slicer under Advanced), choose a model "
-                f"that is a '{plan.segmenter}' (meta-train learns '{DEFAULT}' only), or leave out --init."
+                "In genseg train leave the network automatic (--segmenter auto; in Slicer under Advanced). meta-train "
+                f"goes on from a '{DEFAULT_SEGMENTER}' only (genseg train --segmenter {DEFAULT_SEGMENTER} makes one). "
+                "Or leave out --init."
             )
             raise RunFailed("init_unfit", message, remedy)
         if self.plan.dims != plan.dims or (self.general and mine != needed and 1 not in (mine, needed)):
@@ -249,7 +256,7 @@ class Start:
     @property
     def segmenter(self) -> str:
         """The model's network, or "auto" where there is no model."""
-        return "auto" if self.model is None else self.model.plan.segmenter
+        return "auto" if self.model is None else self.model.segmenter
 
     def shape(self, plan: Plan) -> Plan:
         """The plan with the model's network, where there is one. Raises InputFaults where it does not fit."""

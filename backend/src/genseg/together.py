@@ -12,7 +12,7 @@ from genseg.check import StudyFacts
 from genseg.device import Device
 from genseg.errors import Fault
 from genseg.imageio import Scan
-from genseg.plan import Plan, Prompts, make_plan
+from genseg.plan import DEFAULT_SEGMENTER, Plan, Prompts, make_plan
 from genseg.segnrrd import same_name
 
 Pairs = list[tuple[Scan, np.ndarray]]  # labelled scans and index maps on their grids
@@ -77,23 +77,30 @@ def prompts_of(studies: Sequence[Study], dynamic: bool) -> list[Prompts]:
 
 
 def make_plans(
-    studies: Sequence[Study], pairs: Sequence[Pairs], device: Device, solid: bool = False, segmenter: str = "dynunet"
+    studies: Sequence[Study],
+    pairs: Sequence[Pairs],
+    device: Device,
+    solid: bool = False,
+    segmenter: str = DEFAULT_SEGMENTER,
 ) -> list[Plan]:
     """A plan for each study. Working grid, patch and intensities are its own; the network is that of the shallowest.
 
     Where `solid` is asked for or one is a study of volumes, those of thick slices become volumes, too. `segmenter`:
-    "auto" is what suits each of them, or the usual network where that is not the same.
+    "auto" is what suits all of them, or the usual network.
     """
 
-    def plan(study: Study, mine: Pairs, solid: bool, segmenter: str) -> Plan:
+    def plan(study: Study, mine: Pairs, solid: bool) -> Plan:
         scans, labels = [scan for scan, _ in mine], [label for _, label in mine]
         return make_plan(scans, labels, study.labels, device, solid, segmenter)
 
-    plans = [plan(study, mine, solid, segmenter) for study, mine in zip(studies, pairs, strict=True)]
-    mixed, agreed = len({one.dims for one in plans}) > 1, len({one.segmenter for one in plans}) == 1
-    for at, (study, mine, one) in enumerate(zip(studies, pairs, plans, strict=True)):
-        if (mixed and one.dims == 2) or not (agreed or one.segmenter == "dynunet"):
-            plans[at] = plan(study, mine, solid or mixed, segmenter if agreed else "dynunet")
+    plans = [plan(study, mine, solid) for study, mine in zip(studies, pairs, strict=True)]
+    if len({one.segmenter for one in plans}) > 1:
+        return make_plans(studies, pairs, device, solid, DEFAULT_SEGMENTER)
+    if len({one.dims for one in plans}) > 1:
+        plans = [
+            plan(study, mine, True) if one.dims == 2 else one
+            for study, mine, one in zip(studies, pairs, plans, strict=True)
+        ]
     shallowest, study = min(zip(plans, studies, strict=True), key=lambda one: len(one[0].filters))
     whose = f"that of {study.name}, as all studies share one"
     return [one if one.filters == shallowest.filters else one.with_network_of(shallowest, whose) for one in plans]

@@ -9,9 +9,9 @@ from genseg.errors import Fault, InputFaults, RunFailed
 from genseg.methods.hypergradient import call, slope_along
 from genseg.networks import build_segmenter
 from genseg.networks.prompted import PromptedSegmenter
-from genseg.networks.segmenter import DEFAULT, unfit
+from genseg.networks.segmenter import unfit
 from genseg.networks.segmenters import own
-from genseg.plan import Plan
+from genseg.plan import DEFAULT_SEGMENTER, Plan
 from genseg.processor import quicken
 
 OTHER_SIZE = (64, 96, 70)  # neither a cube nor a multiple of much
@@ -32,9 +32,9 @@ def missing(name: str) -> list[Fault]:
 def tried(plan: Plan) -> Plan:
     """The plan, with its prompts, and the memory that its network takes. Raises InputFaults where that is unfit."""
     name = plan.segmenter
-    if name == DEFAULT:
+    if name == DEFAULT_SEGMENTER:
         return plan
-    usual = _values(build_segmenter(plan.model_copy(update={"segmenter": DEFAULT})), plan)
+    usual = _values(build_segmenter(plan.model_copy(update={"segmenter": DEFAULT_SEGMENTER})), plan)
     try:
         network = quicken(build_segmenter(plan))
         memory = _memory_mb(network, plan, usual)

@@ -8,9 +8,8 @@ from torch import nn
 from genseg.errors import RunFailed
 from genseg.networks import segmenters
 from genseg.networks.prompted import RARE, prompted_dynunet, prompted_segmenter
-from genseg.plan import Plan
+from genseg.plan import DEFAULT_SEGMENTER, Plan
 
-DEFAULT = "dynunet"
 NORM = ("INSTANCE", {"affine": True})
 ACTIVATIONS = {
     "leakyrelu": ("leakyrelu", {"inplace": False, "negative_slope": 0.01}),  # forward mode needs the input kept
@@ -23,7 +22,7 @@ def build_segmenter(plan: Plan, deep_supervision: bool = False) -> nn.Module:
 
     Raises RunFailed where the user's own network cannot be made.
     """
-    if plan.segmenter != DEFAULT:
+    if plan.segmenter != DEFAULT_SEGMENTER:
         return _other_segmenter(plan)
     deep = {"deep_supervision": deep_supervision, "deep_supr_num": min(2, len(plan.filters) - 2)}
     arguments = dynunet_arguments(plan) | deep
