@@ -196,7 +196,7 @@ def test_an_unknown_segmenter_is_refused_by_the_command_line_with_the_known_ones
     assert done.returncode == 2 and all(name in " ".join(done.stderr.split()) for name in SEGMENTERS)
 
 
-def test_a_starting_model_of_another_network_is_refused(data, tmp_path):
+def test_a_starting_model_of_another_network_is_refused_and_the_automatic_one_is_the_models(data, tmp_path):
     study = tiny_study(data / "isic2017", tmp_path / "study", 2, 1, 0)
     run = run_train(study, tmp_path / "run", iterations=1, method="supervised", segmenter="unet").run
     with pytest.raises(InputFaults, match="is a 'unet', not a 'dynunet'"):
