@@ -14,8 +14,9 @@ from genseg.device import Device
 from genseg.imageio import Scan, read_label, read_scan
 from genseg.labels import LabelTable
 from genseg.networks import build_segmenter
-from genseg.plan import LABEL_SURVIVAL, Plan, _dice_kept, _structures, _survival, make_plan, nominal_spacing
+from genseg.plan import Plan, make_plan, nominal_spacing
 from genseg.preprocess import _as_stack, from_working_grid, label_to_working_grid, to_working_grid
+from genseg.structures import LABEL_SURVIVAL, _dice_kept, structures_of, survival_of
 from genseg.study import read_study
 
 ALL = ["hippocampus", "acdc", "isic2017", "kvasir", "shenzhen", "drive", "chase_db1", "dsb2018", "busi"]
@@ -178,7 +179,7 @@ def test_what_structures_keep_is_computed_around_them_as_if_for_the_whole_scan(d
     study = read_study(data / name)
     case = draw(study, 1, None, 0).training[0]
     label = read_label(case.label, study.labels)[0]
-    for (place,) in _structures([label]):
+    for (place,) in structures_of([label]):
         for factor in (1.25, 2.0, 3.0, 6.0):
             wanted = _kept_by_whole_scan(label == place[1], slice_axis, factor)
             assert _dice_kept(*place, slice_axis, factor) == pytest.approx(wanted, abs=2e-3)
@@ -191,8 +192,8 @@ def test_planning_ends_at_the_first_structure_that_does_not_survive(monkeypatch)
         label[:, 32 * (k // 4) : 32 * (k // 4) + 30, 32 * (k % 4) : 32 * (k % 4) + 30] = k + 2
     label[10, 10:12, 10:12] = 1
     looked_at = []
-    monkeypatch.setattr("genseg.plan._dice_kept", lambda *given: looked_at.append(given[1]) or _dice_kept(*given))
-    assert _survival(_structures([label] * 8), None, 1.25) < LABEL_SURVIVAL
+    monkeypatch.setattr("genseg.structures._dice_kept", lambda *given: looked_at.append(given[1]) or _dice_kept(*given))
+    assert survival_of(structures_of([label] * 8), None, 1.25) < LABEL_SURVIVAL
     assert looked_at == [1, 1, 1], "the smallest structure first, in three volumes"
 
 

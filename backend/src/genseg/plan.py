@@ -6,20 +6,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from pydantic import BaseModel
-from scipy.ndimage import find_objects
 
 from genseg.device import Device
 from genseg.imageio import Scan
 from genseg.labels import LabelTable
 from genseg.runfolder import read_model, write_json
+from genseg.structures import LABEL_SURVIVAL, Structure, structures_of, survival_of
 
 THICK_SLICES = 3.0  # spacing ratio from which a volume is a stack of slices and not a block of tissue
 FEW_SLICES = 8.0  # the same, told by the voxel counts where the header has lost the spacing
-LABEL_SURVIVAL = 0.95  # Dice that every structure must keep when brought to the working grid and back
-SURVIVAL_SCANS = {2: 8, 3: 3}  # images and volumes in which that is looked at, for each structure
 CT_DARKEST = (-3100.0, -500.0)  # HU
 NARROWEST_WINDOW = 50.0  # HU; where the structures' own values span less, the window is that of soft tissue
 SOFT_TISSUE = (-200.0, 300.0)  # HU
@@ -40,8 +36,6 @@ COLOURED = 0.02  # of a photograph's range: how far its channels lie apart on av
 
 DEFAULT_SEGMENTER = "dynunet"
 NETWORK = ("activation", "filters", "kernels", "strides", "deep_supervision")  # fields that say what weights fit
-
-_Place = tuple[np.ndarray, int, tuple[slice, ...]]  # index map of a scan, a structure's index, its bounding box
 
 
 class Normalisation(BaseModel):
@@ -164,7 +158,7 @@ def make_plan(
     shapes = np.array([np.array(s.array.shape[1:]) * sp for s, sp in zip(scans, spacings, strict=True)])
     kept = [axis for axis in range(len(spacing)) if axis != thick]
     voxels = device.patch_voxels(dims) / (SOLID_SIDE if solid and thick is not None else 1)
-    structures = _structures(labels)
+    structures = structures_of(labels)
     factor = _coarsening(shapes[:, kept] / spacing[kept], structures, thick, voxels, notes)
     if segmenter == "auto":
         segmenter = _suited(scans, structures, factor, notes)
@@ -223,12 +217,12 @@ def _thick_slice_axis(spacing: np.ndarray, shape: np.ndarray) -> int | None:
 
 
 def _coarsening(
-    shapes: np.ndarray, structures: list[list[_Place]], slice_axis: int | None, voxels: float, notes: list[str]
+    shapes: np.ndarray, structures: list[Structure], slice_axis: int | None, voxels: float, notes: list[str]
 ) -> float:
     """The mildest factor at which a whole scan fits a patch, as long as every structure survives it."""
     chosen = 1.0
     for factor in COARSENING:
-        survival = _survival(structures, slice_axis, factor)
+        survival = survival_of(structures, slice_axis, factor)
         if survival < LABEL_SURVIVAL:
             notes.append(
                 f"The finest structures allow a {chosen:g} x coarser grid, not {factor:g} x (they would keep a Dice "
@@ -241,12 +235,12 @@ def _coarsening(
     return chosen
 
 
-def _suited(scans: list[Scan], structures: list[list[_Place]], factor: float, notes: list[str]) -> str:
+def _suited(scans: list[Scan], structures: list[Structure], factor: float, notes: list[str]) -> str:
     """The usual network; for photographs in colour of structures that are all large, one that sees coarsely."""
     if scans[0].dims == 3 or scans[0].geometry.physical or len(scans[0].array) != 3:
         return DEFAULT_SEGMENTER
     colour = [float(np.ptp(scan.array, axis=0).mean() / max(np.ptp(scan.array), 1e-6)) for scan in scans]
-    survival = _survival(structures, None, COARSE * factor, LARGE)
+    survival = survival_of(structures, None, COARSE * factor, LARGE)
     if np.median(colour) < COLOURED or survival < LARGE:
         return DEFAULT_SEGMENTER
     notes.append(
@@ -254,59 +248,6 @@ def _suited(scans: list[Scan], structures: list[list[_Place]], factor: float, no
         f"Dice of {survival:.2f}), for which 'deeplabv3' was ahead of the usual '{DEFAULT_SEGMENTER}' or level."
     )
     return "deeplabv3"
-
-
-def _structures(labels: list[np.ndarray]) -> list[list[_Place]]:
-    """Where each structure lies in some of the scans; the smallest structure first, which is lost most easily."""
-    places: dict[int, list[_Place]] = {}
-    for label in labels:
-        for index, box in enumerate(find_objects(label), start=1):
-            if box is not None and len(places.setdefault(index, [])) < SURVIVAL_SCANS[label.ndim]:
-                places[index].append((label, index, box))
-    return sorted(places.values(), key=lambda found: math.prod(part.stop - part.start for part in found[0][2]))
-
-
-def _survival(
-    structures: list[list[_Place]], slice_axis: int | None, factor: float, least: float = LABEL_SURVIVAL
-) -> float:
-    """Mean Dice of the worst structure after the way to a `factor` times coarser grid and back.
-
-    The first structure that keeps less than `least` ends the search.
-    """
-    worst = 1.0
-    for places in structures if factor > 1 else []:
-        worst = min(worst, float(np.mean([_dice_kept(*place, slice_axis, factor) for place in places])))
-        if worst < least:
-            break
-    return worst
-
-
-def _dice_kept(label: np.ndarray, index: int, box: tuple[slice, ...], slice_axis: int | None, factor: float) -> float:
-    """As if the whole scan took the way, but only the surroundings of the structure are computed."""
-    margin = math.ceil(factor)
-    box = tuple(
-        slice(max(0, part.start - margin), min(size, part.stop + margin))
-        for part, size in zip(box, label.shape, strict=True)
-    )
-    mask = torch.from_numpy(label[box] == index)
-    ways = [
-        None if axis == slice_axis else _way(size, part, factor)
-        for axis, (size, part) in enumerate(zip(label.shape, box, strict=True))
-    ]
-    soft = mask.float()
-    for step in (0, 1):
-        for way in ways:  # each contracts the first axis and appends its own, so that in the end all are in order
-            soft = soft.movedim(0, -1) if way is None else torch.tensordot(soft, way[step], ([0], [0]))
-    back = soft > 0.5
-    return float(2 * (back & mask).sum() / (back.sum() + mask.sum()))
-
-
-def _way(size: int, part: slice, factor: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """One axis there by areas and back linearly, as matrices [part, coarse] and [coarse, part]."""
-    there = F.interpolate(torch.eye(size)[part, None], max(1, round(size / factor)), mode="area")[:, 0]
-    touched = there.any(0)
-    back = F.interpolate(torch.eye(there.shape[1])[touched, None], size, mode="linear")[:, 0, part]
-    return there[:, touched], back
 
 
 def _patch(shapes: np.ndarray, voxels: int, margin: float) -> list[int]:
