@@ -16,7 +16,7 @@ from genseg.labels import LabelTable
 from genseg.networks import build_segmenter
 from genseg.plan import Plan, make_plan, nominal_spacing
 from genseg.preprocess import _as_stack, from_working_grid, label_to_working_grid, to_working_grid
-from genseg.structures import LABEL_SURVIVAL, _dice_kept, structures_of, survival_of
+from genseg.structures import LABEL_SURVIVAL, _dice_kept, all_curvilinear, structures_of, survival_of
 from genseg.study import read_study
 
 ALL = ["hippocampus", "acdc", "isic2017", "kvasir", "shenzhen", "drive", "chase_db1", "dsb2018", "busi"]
@@ -160,6 +160,25 @@ def test_no_colour_or_one_small_structure_beside_a_large_one_keeps_the_usual_net
     label = label.copy()
     label[:, ::64] = 2
     assert make_plan([scan], [label], table, processor(), segmenter="auto").segmenter == "dynunet"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_vessels_in_photographs_are_curvilinear_and_nothing_else_is(data, name):
+    assert plan_of(data, name).curvilinear == (name in ("drive", "chase_db1"))
+
+
+@pytest.mark.parametrize("zoom", [1, 3])
+def test_what_is_curvilinear_is_told_by_form_and_not_by_size_and_holds_where_all_structures_are(data, zoom):
+    study = read_study(data / "drive")
+    case = draw(study, 1, None, 0).training[0]
+    vessels = read_label(case.label, study.labels)[0].repeat(zoom, 0).repeat(zoom, 1)
+    assert all_curvilinear(structures_of([vessels]))
+    broad, pieces = vessels.copy(), vessels.copy()
+    broad[:, : 40 * zoom] = 2
+    pieces[:: 6 * zoom] = pieces[:, :: 6 * zoom] = 0
+    pieces[1 :: 6 * zoom] = pieces[:, 1 :: 6 * zoom] = 0
+    assert not all_curvilinear(structures_of([broad])) and not all_curvilinear(structures_of([pieces]))
+    assert not all_curvilinear(structures_of([np.zeros_like(vessels)]))
 
 
 def _kept_by_whole_scan(mask: np.ndarray, slice_axis: int | None, factor: float) -> float:

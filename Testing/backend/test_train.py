@@ -215,6 +215,19 @@ def test_photos_and_thick_slices_run_from_end_to_end(name, asked, network, data,
 
 
 @slow
+@pytest.mark.parametrize(
+    ("given", "method"), [({"method": "auto"}, "supervised"), ({"method": "auto", "generator": "vae"}, "genseg")]
+)
+def test_vessels_are_learned_the_plain_way_unless_something_else_is_asked_for(given, method, data, tmp_path):
+    study = tiny_study(data / "drive", tmp_path / "study", 2, 0)
+    outcome = run_train(study, tmp_path / "run", iterations=3, **given)
+    assert outcome.status == EXIT_OK and read_json(outcome.run.settings)["method"] == method
+    assert outcome.named("started")[0].method == method
+    told = any("long and thin" in note for note in outcome.named("plan")[0].plan["notes"])
+    assert told == (method == "supervised") == (not outcome.run.synthetic_index.exists())
+
+
+@slow
 def test_stacks_of_images_without_a_size_in_mm_run_from_end_to_end(tiny, tmp_path):
     """The scans of a 3D study as TIFF: a 3D network, whose pairs and masks are written whole."""
     content = json.loads((tiny / "dataset.json").read_text(encoding="utf-8"))

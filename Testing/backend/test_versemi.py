@@ -294,13 +294,17 @@ def test_however_short_the_training_the_teachers_weight_begins_with_almost_nothi
 
 
 def test_the_method_follows_from_the_study_where_it_is_left_open():
-    def chosen(unlabelled: bool, **given: object) -> str:
+    def chosen(unlabelled: bool, curvilinear: bool = False, **given: object) -> str:
         settings = Settings(dataset=Path("d"), out=Path("o"), **given)
-        settings.resolve(unlabelled)
+        settings.resolve(unlabelled, curvilinear)
         return settings.method
 
     assert chosen(True) == "genseg+versemi" and chosen(False) == "genseg"
     assert chosen(True, learn_unlabelled=False) == "genseg" and chosen(True, method="supervised") == "supervised"
+    assert chosen(True, curvilinear=True) == chosen(False, curvilinear=True) == "supervised"
+    for wish in ({"without": ["teacher"]}, {"generator": "vae"}, {"synthetic_weight": 0.5}):
+        assert chosen(True, curvilinear=True, **wish) == "genseg+versemi", "what is asked for is made"
+    assert chosen(True, curvilinear=True, method="genseg") == "genseg"
     assert set(PARTS) == {"prompts", "auxiliary", "synthetic-task", "consistency", "teacher"}
 
 

@@ -20,6 +20,7 @@ from genseg.train import train
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 # Size in SimpleITK's order of what is cut out of each scan, around its structures.
 SIZES = {"hippocampus": (20, 20, 20), "isic2017": (64, 64), "busi": (64, 64), "acdc": (96, 96, 10)}
+SIZES |= {"drive": (256, 256)}  # enough of the vessels that they are long
 
 
 def tiny_study(source: Path, folder: Path, training: int = 2, test: int = 1, unlabelled: int = 0) -> Path:

@@ -12,7 +12,7 @@ from genseg.device import Device
 from genseg.imageio import Scan
 from genseg.labels import LabelTable
 from genseg.runfolder import read_model, write_json
-from genseg.structures import LABEL_SURVIVAL, Structure, structures_of, survival_of
+from genseg.structures import LABEL_SURVIVAL, Structure, all_curvilinear, structures_of, survival_of
 
 THICK_SLICES = 3.0  # spacing ratio from which a volume is a stack of slices and not a block of tissue
 FEW_SLICES = 8.0  # the same, told by the voxel counts where the header has lost the spacing
@@ -68,6 +68,7 @@ class Plan(BaseModel):
     channels: int
     classes: int  # background included
     physical: bool  # false for photographs, whose pixels have no size
+    curvilinear: bool = False  # photographs in which every structure is long and thin, as vessels are
     reference_long_side: float | None  # photographs: a pixel's nominal size is this / the image's long side
     spacing: list[float]  # of the working grid, mm (nominal pixels for photographs)
     patch: list[int]
@@ -176,6 +177,7 @@ def make_plan(
         channels=scans[0].array.shape[0],
         classes=len(table),
         physical=physical,
+        curvilinear=scans[0].dims == 2 and not physical and all_curvilinear(structures),
         reference_long_side=reference,
         spacing=[float(v) for v in working],
         patch=patch,

@@ -33,6 +33,10 @@ NEEDED_MB = 500  # for checkpoints, synthetic pairs, model and report
 T = TypeVar("T")
 STYLE_SCANS = 64  # unlabelled scans whose looks the generator may borrow
 MOST_UNLABELLED = 400  # unlabelled scans that the teacher looks at
+PLAIN = (
+    "All that is labelled is long and thin, as vessels are. There the method 'supervised' was ahead of all others, so "
+    "it is this training's: it makes no synthetic scans and learns nothing from scans without labels."
+)
 NAMED = 5  # scans that are warned about one by one
 UNLABELLED_VOXELS = 250_000_000  # of them all, in memory: 1 GB
 
@@ -80,8 +84,7 @@ def prepare(
     """
     device = find_device(settings.device)
     studies = _every(_read(settings), lambda one: draw(one, settings.labelled, settings.unlabelled, settings.seed))
-    settings.resolve(any(study.unlabeled for study in studies))
-    if faults := [*_idle(settings), *missing(settings.segmenter)]:
+    if faults := [*_idle(settings, studies), *missing(settings.segmenter)]:
         raise InputFaults(faults)
     total = sum(len(study.training) for study in studies)
     log.emit(Progress(phase="prepare", step=0, total=total))  # checking and planning may take minutes
@@ -96,9 +99,10 @@ def prepare(
     return load(studies, None, settings, device, logs, start)
 
 
-def _idle(settings: Settings) -> list[Fault]:
-    """Faults of what is asked for and the method does not have."""
-    faults = []
+def _idle(settings: Settings, studies: Sequence[Study]) -> list[Fault]:
+    """Faults of what is asked for and the method does not have, also where the method is yet to be chosen."""
+    faults, settings = [], settings.model_copy()
+    settings.resolve(any(study.unlabeled for study in studies))
     if settings.without and not settings.mixes:
         rule = f"Parts of versemi can be left out only where it is at work, and the method is {settings.method}."
         faults.append(Fault("no_such_part", "--without", rule, "Choose versemi or genseg+versemi."))
@@ -134,17 +138,28 @@ def load(
     """
     pairs = _every(studies, lambda study: _read_all(study.training, lambda case: _read_pair(case, study)))
     if plans is None:
-        solid, segmenter = start is not None and start.solid, settings.segmenter
-        if start is not None and segmenter == "auto":
-            segmenter = start.segmenter
-        plans = make_plans(studies, pairs, device, solid, segmenter)
-        plans = [plan if start is None else start.shape(plan) for plan in plans]
-        if settings.mixes or len(studies) > 1:
-            prompts = prompts_of(studies, dynamic=settings.mixes and "prompts" not in settings.without)
-            plans = [plan.asked(one) for plan, one in zip(plans, prompts, strict=True)]
-        plans = [tried(plan) for plan in plans]
+        plans = _new_plans(studies, pairs, settings, device, start)
     of_each = iter(zip(pairs, plans, logs, strict=True))
     return _every(studies, lambda study: _load(study, *next(of_each), settings, device))
+
+
+def _new_plans(
+    studies: Sequence[Study], pairs: Sequence[Pairs], settings: Settings, device: Device, start: Shape | None
+) -> list[Plan]:
+    """Fitted to `start`; the method, where it was left open, is chosen by them."""
+    solid, segmenter = start is not None and start.solid, settings.segmenter
+    if start is not None and segmenter == "auto":
+        segmenter = start.segmenter
+    plans = make_plans(studies, pairs, device, solid, segmenter)
+    plans = [plan if start is None else start.shape(plan) for plan in plans]
+    left_open = settings.method == "auto"
+    settings.resolve(any(study.unlabeled for study in studies), all(plan.curvilinear for plan in plans))
+    if left_open and settings.method == "supervised":
+        plans = [plan.model_copy(update={"notes": [*plan.notes, PLAIN]}) for plan in plans]
+    if settings.mixes or len(studies) > 1:
+        prompts = prompts_of(studies, dynamic=settings.mixes and "prompts" not in settings.without)
+        plans = [plan.asked(one) for plan, one in zip(plans, prompts, strict=True)]
+    return [tried(plan) for plan in plans]
 
 
 def _read(settings: Settings) -> list[Study]:

@@ -61,9 +61,18 @@ class Settings(BaseModel):
     segmenter: str = Field(default="auto", description="auto, one of SEGMENTERS, or package.module:factory")
     versions: dict[str, str] = Field(default_factory=dict, description="of Python and the libraries, filled at start")
 
-    def resolve(self, unlabelled: bool) -> None:
-        """Choose the method where that was left open; `unlabelled`: whether the study has scans without labels."""
-        if self.method == "auto":
+    def resolve(self, unlabelled: bool, curvilinear: bool = False) -> None:
+        """Choose the method where that was left open.
+
+        `unlabelled`: whether the study has scans without labels. `curvilinear`: whether all that is looked for is as
+        thin as vessels; there the plain method wins, unless something is asked for that it does not have.
+        """
+        if self.method != "auto":
+            return
+        asked = self.without or self.generator != DEFAULT_GENERATOR or self.synthetic_weight is not None
+        if curvilinear and not asked:
+            self.method = "supervised"
+        else:
             self.method = "genseg+versemi" if unlabelled and self.learn_unlabelled else "genseg"
 
     @property
