@@ -59,7 +59,7 @@ def test_a_mask_of_which_every_look_is_excluded_teaches_the_segmenter_nothing(da
     for excluded in (frozenset(), frozenset((joint.sampler.cases[0].id, look) for look in styles.ids)):
         styles.excluded = excluded
         joint.optimiser.zero_grad(set_to_none=True)
-        seen = joint._synthetic_gradient(s, 5, Stage(synthetic=True))
+        seen = joint._add_gradient([joint._synthetic_part(s, 5, Stage(synthetic=True))])
         norms.append(sum(float(p.grad.abs().sum()) for p in joint.segmenter.parameters() if p.grad is not None))
         assert seen["synthetic/kept"] == (0.0 if excluded else 1.0)
     assert norms[0] > 0 and norms[1] == 0

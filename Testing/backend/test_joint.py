@@ -295,7 +295,7 @@ def test_a_pair_that_the_segmenter_cannot_read_gets_no_weight(data):
 
     def gradient() -> dict[str, float]:
         joint.optimiser.zero_grad(set_to_none=True)
-        seen = joint._synthetic_gradient(joint.synthesis, 5, stage)
+        seen = joint._add_gradient([joint._synthetic_part(joint.synthesis, 5, stage)])
         return seen | {"norm": sum(float(p.grad.norm()) for p in joint.segmenter.parameters() if p.grad is not None)}
 
     joint.agreement.fill_(0.0)  # no demand
@@ -319,7 +319,7 @@ def test_only_the_unreadable_pairs_of_a_batch_are_left_out(data):
         return image, shown
 
     with patch.object(joint_module, "synthesise", recorded):
-        joint._synthetic_gradient(joint.synthesis, 5, Stage(synthetic=True))
+        joint._add_gradient([joint._synthetic_part(joint.synthesis, 5, Stage(synthetic=True))])
     ((layout, image),) = made
     label = label_of(layout.argmax(1), joint.plan.classes)
     logits = joint.segmenter(image).detach()
@@ -329,7 +329,7 @@ def test_only_the_unreadable_pairs_of_a_batch_are_left_out(data):
     kept = scores >= middle
     assert 0 < int(kept.sum()) < len(kept)
     joint.agreement.fill_(middle / GATE)
-    seen = joint._synthetic_gradient(joint.synthesis, 5, Stage(synthetic=True))
+    seen = joint._add_gradient([joint._synthetic_part(joint.synthesis, 5, Stage(synthetic=True))])
     assert seen["loss/synthetic"] == pytest.approx(float((segmentation_loss(logits, label) * kept).mean()), rel=1e-4)
     assert seen["synthetic/kept"] == pytest.approx(float(kept.float().mean()))
 

@@ -29,13 +29,18 @@ def network(dims: int, tasks: list[int], dynamic: bool = True, deep: bool = Fals
     return made
 
 
+def ask(net: PromptedSegmenter, image: Tensor, prompts: list[int]) -> Tensor:
+    (logits,) = net.several(image, [(len(image), prompts)])
+    return logits
+
+
 @pytest.mark.parametrize(("dims", "side"), [(2, 16), (3, 8)])
 def test_a_head_is_an_ordinary_layer_and_three_convolutions_told_by_prompt_and_image(dims, side):
     torch.manual_seed(0)
     net = network(dims, [0, 2])
     image = torch.randn(2, 2, *[side] * dims)
     features, bottleneck, _ = net.backbone(image)
-    found = net.ask(image, [3, 1])
+    found = ask(net, image, [3, 1])
     convolve = F.conv2d if dims == 2 else F.conv3d
     for sample in range(2):
         pooled = bottleneck[sample].flatten(1).mean(1)
@@ -62,7 +67,7 @@ def test_at_first_a_head_is_an_ordinary_layer_that_takes_structures_to_be_rare()
     weight, bias = net.head.of_prompt[:, :6], net.head.of_prompt[:, 6]
     assert bias.tolist() == [RARE] * 4
     wanted = torch.einsum("pf,nfyx->npyx", weight, features) + bias.view(1, -1, 1, 1)
-    assert torch.allclose(net.ask(image, [0, 1, 2, 3]), wanted, atol=1e-5)
+    assert torch.allclose(ask(net, image, [0, 1, 2, 3]), wanted, atol=1e-5)
 
 
 def _fresh(dims: int) -> dict:
@@ -76,9 +81,9 @@ def _fresh(dims: int) -> dict:
 def test_the_logits_of_a_prompt_do_not_depend_on_which_others_are_asked(dynamic):
     net = network(2, [0, 1, 2], dynamic)
     image = torch.randn(2, 2, 16, 16)
-    together = net.ask(image, [0, 1, 2, 3])
+    together = ask(net, image, [0, 1, 2, 3])
     for prompt in range(4):
-        assert torch.allclose(net.ask(image, [prompt])[:, 0], together[:, prompt], atol=1e-5)
+        assert torch.allclose(ask(net, image, [prompt])[:, 0], together[:, prompt], atol=1e-5)
     assert not torch.allclose(together[:, 0], together[:, 1])
 
 
@@ -87,7 +92,7 @@ def test_the_network_answers_for_its_studys_structures_with_a_background_of_0():
     image = torch.randn(1, 2, 16, 16)
     logits = net(image)
     assert logits.shape == (1, 3, 16, 16) and not logits[:, 0].any()
-    assert torch.allclose(logits[:, 1:], net.ask(image, [2, 0]), atol=1e-6)
+    assert torch.allclose(logits[:, 1:], ask(net, image, [2, 0]), atol=1e-6)
     assert net.any_foreground == 3
 
 
@@ -97,7 +102,18 @@ def test_asked_for_another_study_it_is_the_same_network():
     mine, theirs = dict(net.named_parameters()), dict(other.named_parameters())
     assert mine.keys() == theirs.keys() and all(mine[name] is theirs[name] for name in mine)
     image = torch.randn(1, 2, 16, 16)
-    assert torch.equal(other(image)[:, 1], net.ask(image, [2])[:, 0])
+    assert torch.equal(other(image)[:, 1], ask(net, image, [2])[:, 0])
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_one_pass_answers_each_part_of_a_batch_as_a_pass_of_its_own_does(deep):
+    net = network(2, [2, 0], deep=deep)
+    image = torch.randn(5, 2, 32, 32)
+    found = net.several(image, [(2, None), (1, [3]), (2, [1, 3])])
+    wanted = [net(image[:2]), ask(net, image[2:3], [3]), ask(net, image[3:], [1, 3])]
+    assert [x.shape for x in found] == [x.shape for x in wanted]
+    for x, y in zip(found, wanted, strict=True):
+        assert torch.allclose(x, y, atol=1e-5 * float(y.detach().abs().max()))
 
 
 def test_deep_supervision_gives_coarser_heads_of_the_studys_structures_in_training_only():

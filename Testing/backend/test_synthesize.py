@@ -82,7 +82,7 @@ def test_pairs_are_marked_by_the_agreement_that_training_asks_for(state):
         joint.agreement.fill_(2 / GATE)  # nothing is good enough
         assert not any(e["used"] for _, _, e in make_pairs(state, 3, SEED, 3))
         joint.optimiser.zero_grad(set_to_none=True)
-        seen = joint._synthetic_gradient(joint.synthesis, 5, Stage(synthetic=True))
+        seen = joint._add_gradient([joint._synthetic_part(joint.synthesis, 5, Stage(synthetic=True))])
         assert seen == {"loss/synthetic": 0.0, "synthetic/kept": 0.0}
         assert not any(bool(p.grad.any()) for p in joint.segmenter.parameters() if p.grad is not None)
     finally:

@@ -11,10 +11,21 @@ from torch import Tensor, nn
 
 from genseg import schedule
 from genseg.augment import UNCHANGED
-from genseg.methods.joint import Joint, Stage
+from genseg.methods.joint import Joint, Part, Stage
 from genseg.methods.losses import one_hot, segmentation_loss
 from genseg.methods.synthesis import label_of
-from genseg.methods.versemi import BOX, CUT, MIX_WEIGHT, Side, fitted, mix_loss, mixed_image, ramp, taught_side
+from genseg.methods.versemi import (
+    BOX,
+    CUT,
+    MIX_WEIGHT,
+    Side,
+    asked_of,
+    fitted,
+    mix_loss,
+    mixed_image,
+    ramp,
+    taught_side,
+)
 from genseg.randomness import stream
 from genseg.schedule import MIX_FROM, TEACHES_FROM, stage_at
 from genseg.settings import PARTS, Settings
@@ -95,14 +106,16 @@ class Asked(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(torch.randn(n, 4, 16, 16, generator=torch.Generator().manual_seed(1)))
 
-    def ask(self, image: Tensor, prompts: list[int]) -> Tensor:
-        return self.logits[:, prompts]
+
+def loss_of(network: Asked, at_a: Tensor, a: Side, b: Side, synthetic_task: bool) -> Tensor:
+    asked = asked_of(a, b, network)
+    return mix_loss(network.logits[:, asked], asked, at_a, a, b, synthetic_task)
 
 
 def gradient_of(a: Side, b: Side, at_a: Tensor, synthetic_task: bool = True) -> Tensor:
     """[prompt, y, x]: where the loss of a mix reaches each prompt's logits."""
     network = Asked()
-    mix_loss(network, a.image, at_a, a, b, synthetic_task).sum().backward()
+    loss_of(network, at_a, a, b, synthetic_task).sum().backward()
     return network.logits.grad.abs().sum(0) > 0
 
 
@@ -129,7 +142,7 @@ def test_any_foreground_is_taught_the_strongest_structure():
     a = side(1.0, tasks=(0, 1))
     a.target = torch.tensor([0.2, 0.5, 0.3]).view(1, 3, 1, 1).expand(2, 3, 16, 16)
     network, everywhere = Asked(), torch.ones(2, 16, 16, dtype=torch.bool)
-    found = mix_loss(network, a.image, everywhere, a, a, True) - mix_loss(network, a.image, everywhere, a, a, False)
+    found = loss_of(network, everywhere, a, a, True) - loss_of(network, everywhere, a, a, False)
     logits = torch.stack([torch.zeros(2, 16, 16), network.logits[:, 3]], 1)
     half = torch.full((2, 2, 16, 16), 0.5)
     assert torch.allclose(found, MIX_WEIGHT * segmentation_loss(logits, half), atol=1e-4)
@@ -229,11 +242,33 @@ def test_without_scans_to_learn_from_two_labelled_pairs_are_mixed(data):
     assert seen["loss/mixed"] > 0 and "mix/sure" not in seen
 
 
+@pytest.mark.parametrize(("method", "stage"), [("genseg+versemi", MIXING), ("genseg", Stage(synthetic=True))])
+def test_one_pass_of_several_parts_adds_the_gradients_of_each(method, stage, data):
+    joint = built(prepared(data, "isic2017", 2, 2), method).joint
+    joint.agreement.fill_(0.0)
+    real = joint._real_part(*joint._real_pairs(2, 1, stage), stage)
+    if method == "genseg":
+        parts = [real, joint._synthetic_part(joint.synthesis, 1, stage)]
+    else:
+        parts = [real, joint._mixed_part(joint.mixing, 1, stage, False)]
+
+    def gradient(of: list[Part]) -> Tensor:
+        joint.optimiser.zero_grad(set_to_none=True)
+        joint._add_gradient(of)
+        named = joint.segmenter.named_parameters()
+        return torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for _, p in named])
+
+    together, alone = gradient(parts), [gradient([part]) for part in parts]
+    assert torch.allclose(together, sum(alone), rtol=1e-3, atol=1e-3 * float(together.abs().max()))
+    assert all(float(one.norm()) > 0.05 * float(together.norm()) for one in alone)
+    assert not gradient([]).any()
+
+
 def sides_of(joint: Joint, stage: Stage = MIXING) -> tuple[Side, Side, bool]:
     """What a step mixes, and whether it asks for any foreground."""
     with patch("genseg.methods.joint.mix_loss", wraps=mix_loss) as spy:
         joint.step(1, stage)
-    _, _, _, a, b, synthetic_task = spy.call_args.args
+    *_, a, b, synthetic_task = spy.call_args.args
     return a, b, synthetic_task
 
 

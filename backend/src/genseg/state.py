@@ -218,7 +218,7 @@ def build_state(prepared: Sequence[Prepared], settings: Settings) -> RunState:
     """Networks with weights drawn from the seed, each from its own stream, and their optimisers."""
     plan, device, seed = prepared[0].plan, prepared[0].device, settings.seed
     segmenter = device.place(seeded(seed, "segmenter", lambda: build_segmenter(plan, plan.deep_supervision)))
-    optimiser = torch.optim.AdamW(segmenter.parameters(), weight_decay=WEIGHT_DECAY)
+    optimiser = torch.optim.AdamW(segmenter.parameters(), weight_decay=WEIGHT_DECAY, fused=True)
     average = Average(segmenter, plan, device)
     parts = [
         Part(
@@ -268,8 +268,10 @@ def _build_synthesis(prepared: Prepared, settings: Settings) -> Synthesis:
         generator=generator,
         discriminator=discriminator,
         meta=meta.to(device.torch),
-        generator_optimiser=torch.optim.Adam(generator.parameters(), GENERATOR_RATE, betas=(0.5, 0.999)),
-        discriminator_optimiser=torch.optim.Adam(discriminator.parameters(), DISCRIMINATOR_RATE, betas=(0.5, 0.999)),
+        generator_optimiser=torch.optim.Adam(generator.parameters(), GENERATOR_RATE, betas=(0.5, 0.999), fused=True),
+        discriminator_optimiser=torch.optim.Adam(
+            discriminator.parameters(), DISCRIMINATOR_RATE, betas=(0.5, 0.999), fused=True
+        ),
         meta_optimiser=torch.optim.Adam(meta.parameters(), META_RATE),
         sources=sources,
         meta_sampler=Sampler(prepared.labelled, smaller),

@@ -79,7 +79,7 @@ def adam_rates(optimiser: torch.optim.Optimizer, parameters: Parameters) -> Para
         if not state:
             rates[name] = torch.full_like(p, group["lr"])
             continue
-        corrected = state["exp_avg_sq"] / (1 - beta2 ** float(state["step"]))
+        corrected = state["exp_avg_sq"] / (1 - beta2 ** state["step"])
         rates[name] = group["lr"] * (1 - beta1) / (corrected.sqrt() + group["eps"])
     return rates
 

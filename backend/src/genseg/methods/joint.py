@@ -5,6 +5,7 @@ Level 2  the segmenter learns from real and synthetic pairs,
 Level 3  the validation loss of the segmenter shapes the generator and how its pairs are used.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,7 +27,7 @@ from genseg.methods.losses import (
     structure_dice,
 )
 from genseg.methods.synthesis import Sources, SyntheticDraw, label_of, soft_label_of, synthesise
-from genseg.methods.versemi import Mixing, Side, fitted, labelled_side, mix_loss, mixed_image, taught_side
+from genseg.methods.versemi import Mixing, Side, asked_of, fitted, labelled_side, mix_loss, mixed_image, taught_side
 from genseg.networks.generators import Generator, style_of
 from genseg.networks.prompted import PromptedSegmenter
 from genseg.plan import Plan
@@ -80,6 +81,15 @@ class Stage:
 
 
 @dataclass
+class Part:
+    """Of level 2: images, what the segmenter is asked there, and the loss of what it answers."""
+
+    image: Tensor  # [n, C, *patch]
+    loss: Callable[[Tensor], tuple[Tensor, dict[str, float]]]  # logits → 0-dim, and what is to be told
+    prompts: list[int] | None = None  # None: the study's structures, with the coarser heads of deep supervision
+
+
+@dataclass
 class Joint:
     """The state that a step changes."""
 
@@ -103,24 +113,18 @@ class Joint:
         # Synthetic pairs and mixed images take the place of real pairs.
         n = max(1, self.plan.batch - self._half) if synthetic or mixed else self.plan.batch
         image, layout = self._real_pairs(n, step, stage)
-        label, seen = label_of(layout, self.plan.classes), {}
-        with self.device.autocast():
-            logits = self.segmenter(image)
-        loss = deep_segmentation_loss(logits, label, stage.balance).mean()
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        seen["loss/real"] = float(loss.detach())
-        self._follow_agreement(logits.detach(), label)
-        seen["dice/training"] = float(self.agreement)
-
-        if stage.synthetic and self.synthesis is not None:
-            if stage.level3 and step % META_EVERY == 0:  # before the step: it unrolls this very step
-                seen |= self._level3(self.synthesis, step, stage)
-            if synthetic and not mixed:
-                seen |= self._synthetic_gradient(self.synthesis, step, stage)
+        parts = [self._real_part(image, layout, stage)]
+        seen: dict[str, float] = {}
         if self.mixing is not None and mixed:
-            seen |= self._mixed_gradient(self.mixing, step, stage, synthetic)
-
+            parts.append(self._mixed_part(self.mixing, step, stage, synthetic))
+        elif self.synthesis is not None and synthetic:
+            parts.append(self._synthetic_part(self.synthesis, step, stage))
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.synthesis is not None and stage.synthetic and stage.level3 and step % META_EVERY == 0:
+            # It unrolls this very step, and what real pairs contribute to it is known beforehand.
+            seen |= self._add_gradient(parts[:1]) | self._level3(self.synthesis, step, stage)
+            parts = parts[1:]
+        seen |= self._add_gradient(parts)
         nn.utils.clip_grad_norm_(self.segmenter.parameters(), GRADIENT_CLIP)
         self.optimiser.step()
         self.average.update(self.segmenter)
@@ -128,6 +132,31 @@ class Joint:
             half = slice(0, self._half)
             seen |= self._level1(self.synthesis, image[half], layout[half], step, self.synthesis.closed_loop)
         return seen
+
+    def _add_gradient(self, parts: Sequence[Part]) -> dict[str, float]:
+        """Of all the parts' losses, in one pass through the segmenter. → what is to be told of them"""
+        if not parts:
+            return {}
+        images, sizes = torch.cat([part.image for part in parts]), [len(part.image) for part in parts]
+        with self.device.autocast():
+            if isinstance(self.segmenter, PromptedSegmenter):
+                answers = self.segmenter.several(images, [(len(part.image), part.prompts) for part in parts])
+            else:
+                answers = self.segmenter(images).split(sizes)
+        losses, told = zip(*(part.loss(logits) for part, logits in zip(parts, answers, strict=True)), strict=True)
+        torch.stack(losses).sum().backward()
+        return {name: value for one in told for name, value in one.items()}
+
+    def _real_part(self, image: Tensor, layout: Tensor, stage: Stage) -> Part:
+        """L(S(x), m)."""
+        label = label_of(layout, self.plan.classes)
+
+        def loss(logits: Tensor) -> tuple[Tensor, dict[str, float]]:
+            found = deep_segmentation_loss(logits, label, stage.balance).mean()
+            self._follow_agreement(logits.detach(), label)
+            return found, {"loss/real": float(found.detach()), "dice/training": float(self.agreement)}
+
+        return Part(image, loss)
 
     def _real_pairs(self, n: int, step: int, stage: Stage, name: str = "real") -> tuple[Tensor, Tensor]:
         """n real images [n, C, *patch] and layouts [n, *patch]; with a generator they, too, take from other scans."""
@@ -152,15 +181,17 @@ class Joint:
         image, layout = self.sampler.load(self.sampler.draw(self._half, stream(self.seed, "pretrain", step)))
         return self._level1(s, image, layout, step, closed_loop=False)
 
-    def _synthetic_gradient(self, s: Synthesis, step: int, stage: Stage) -> dict[str, float]:
-        """Adds the gradient of γ L(S(G(m̂)), m̂) over the pairs that the segmenter can read."""
+    def _synthetic_part(self, s: Synthesis, step: int, stage: Stage) -> Part:
+        """γ L(S(G(m̂)), m̂) over the pairs that the segmenter can read."""
         image, label, wanted = self._synthetic_pairs(s, step, stage)
-        with self.device.autocast():
-            logits = self.segmenter(image)
-        kept = wanted * self._readable(_finest(logits.detach(), label), label)
-        loss = (deep_segmentation_loss(logits, label) * kept).mean()
-        (s.meta.weight().detach() * loss).backward()
-        return {"loss/synthetic": float(loss.detach()), "synthetic/kept": float(kept.mean())}
+        weight = s.meta.weight().detach()
+
+        def loss(logits: Tensor) -> tuple[Tensor, dict[str, float]]:
+            kept = wanted * self._readable(_finest(logits.detach(), label), label)
+            found = (deep_segmentation_loss(logits, label) * kept).mean()
+            return weight * found, {"loss/synthetic": float(found.detach()), "synthetic/kept": float(kept.mean())}
+
+        return Part(image, loss)
 
     def _synthetic_pairs(self, s: Synthesis, step: int, stage: Stage) -> tuple[Tensor, Tensor, Tensor]:
         """→ images [n, C, *patch], labels [n, *patch] int64, and [n] 1 or 0: whether the user wants the pair."""
@@ -176,8 +207,8 @@ class Joint:
         """[n] 1 where the segmenter agrees with a synthetic pair well enough for it to be learned from, else 0."""
         return (dice_agreement(logits, label) >= GATE * self.agreement).float()
 
-    def _mixed_gradient(self, m: Mixing, step: int, stage: Stage, synthetic: bool) -> dict[str, float]:
-        """Adds the gradient of L_mix (methods/versemi.py) on images mixed of something labelled and something else."""
+    def _mixed_part(self, m: Mixing, step: int, stage: Stage, synthetic: bool) -> Part:
+        """L_mix (methods/versemi.py) on images mixed of something labelled and something else."""
         rng = stream(self.seed, "mix", step)
         a, seen = self._labelled_side(m, step, stage, synthetic, rng)
         if m.unlabelled is not None:
@@ -192,10 +223,13 @@ class Joint:
             b = labelled_side(image, label, self.plan, torch.ones_like(image[:, 0]), m.without)
         image, at_a = mixed_image(a, b, rng)
         assert isinstance(self.segmenter, PromptedSegmenter)
-        with self.device.autocast():
-            loss = mix_loss(self.segmenter, image, at_a, a, b, "synthetic-task" not in m.without).mean()
-        loss.backward()
-        return seen | {"loss/mixed": float(loss.detach())}
+        asked = asked_of(a, b, self.segmenter)
+
+        def loss(logits: Tensor) -> tuple[Tensor, dict[str, float]]:
+            found = mix_loss(logits, asked, at_a, a, b, "synthetic-task" not in m.without).mean()
+            return found, seen | {"loss/mixed": float(found.detach())}
+
+        return Part(image, loss, asked)
 
     def _teacher(self, m: Mixing) -> nn.Module:
         return self.segmenter if "teacher" in m.without else m.teacher

@@ -118,10 +118,14 @@ def _uniform(low: float, high: float, rng: torch.Generator) -> float:
     return low + (high - low) * float(torch.rand(1, generator=rng))
 
 
-def mix_loss(network: PromptedSegmenter, image: Tensor, at_a: Tensor, a: Side, b: Side, synthetic_task: bool) -> Tensor:
-    """L_mix [n] for a mixed image that shows `a` where `at_a` [n, *patch] says so, else `b`."""
-    asked = sorted({*a.tasks, *b.tasks})
-    logits = network.ask(image, [*asked, network.any_foreground]).float()
+def asked_of(a: Side, b: Side, network: PromptedSegmenter) -> list[int]:
+    """The prompts that a mix of both is asked with; the last is "any foreground"."""
+    return [*sorted({*a.tasks, *b.tasks}), network.any_foreground]
+
+
+def mix_loss(logits: Tensor, asked: list[int], at_a: Tensor, a: Side, b: Side, synthetic_task: bool) -> Tensor:
+    """L_mix [n] of what was answered to `asked` for images that show `a` where `at_a` [n, *patch] says so, else `b`."""
+    logits = logits.float()
     background = torch.zeros_like(logits[:, :1])
 
     def of(tasks: list[int]) -> Tensor:

@@ -103,18 +103,31 @@ class PromptedSegmenter(nn.Module):
         self.backbone, self.head, self.prompts, self.tasks = backbone, head, prompts, list(tasks)
 
     def forward(self, image: Tensor) -> Tensor:
+        return self._of_study(*self.backbone(image))
+
+    def several(self, image: Tensor, parts: Sequence[tuple[int, Sequence[int] | None]]) -> list[Tensor]:
+        """One pass for the first n samples, the next n, and so on, each (n, prompts).
+
+        → for each its logits [n, len(prompts), *patch], without background and coarser heads; what `forward` gives
+        where its prompts are None. Several small passes take longer than one, on a processor half as long again.
+        """
         features, bottleneck, coarser = self.backbone(image)
+        found, start = [], 0
+        for n, prompts in parts:
+            part = slice(start, start + n)
+            if prompts is None:
+                found.append(self._of_study(features[part], bottleneck[part], [x[part] for x in coarser]))
+            else:
+                found.append(self.head(features[part], bottleneck[part], prompts))
+            start += n
+        return found
+
+    def _of_study(self, features: Tensor, bottleneck: Tensor, coarser: list[Tensor]) -> Tensor:
         logits = _with_background(self.head(features, bottleneck, self.tasks))
         if not coarser:
             return logits
         chosen = [0, *(1 + task for task in self.tasks)]
         return torch.stack([logits, *(F.interpolate(x[:, chosen], logits.shape[2:]) for x in coarser)], 1)
-
-    def ask(self, image: Tensor, prompts: Sequence[int]) -> Tensor:
-        """Logits [n, len(prompts), *patch] of any prompts, without background and coarser heads."""
-        features, bottleneck, _ = self.backbone(image)
-        logits: Tensor = self.head(features, bottleneck, prompts)
-        return logits
 
     def asked(self, tasks: Sequence[int]) -> "PromptedSegmenter":
         """The same network, weights and all, asked for other structures."""
