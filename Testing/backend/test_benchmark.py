@@ -187,6 +187,16 @@ def test_another_segmenter_or_start_is_compared_with_the_same_arm_that_has_the_u
     assert "| genseg, deeplabv3 − genseg | +3.0 | – | +3.0 (1.0) |" in figures.text(rows)
 
 
+def test_arms_of_the_same_other_segmenter_are_compared_and_claims_are_tested_from_three_seeds_on():
+    made = {"supervised": (0.5, 0.6, 0.7, 0.9), "genseg": (0.53, 0.6, 0.76)}
+    rows = [row("a-1", arm, s, d, segmenter="unet") for arm, dices in made.items() for s, d in enumerate(dices)]
+    told = figures.text(rows)
+    assert "| genseg, unet − supervised, unet | +3.0 | – | +3.0 (1.7) |" in told
+    line = "| a-1 | genseg, unet | 3 | 0.600 ± 0.100 | 0.630 ± 0.118 | +3.0 (1.7) | 0.23 | 2 of 3 |"
+    assert line in told, "seed 3 has no pair"
+    assert "better in" not in figures.text([one for one in rows if one["seed"] != "2"])
+
+
 def test_what_an_arm_is_worth_in_labels_lies_on_the_supervised_curve():
     curve = {(1, 0): 0.4, (1, 1): 0.5, (4, 0): 0.65, (16, 0): 0.85}
     rows = [row(f"a-{n}", "supervised", seed, dice) for (n, seed), dice in curve.items()]

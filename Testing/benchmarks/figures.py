@@ -20,6 +20,7 @@ PAIRS = (
     *((arm, peer) for arm in ("supervised", "genseg+versemi") for peer in PEERS),
     *(("versemi", f"versemi-{part}") for part in PARTS),  # what each part is worth
 )  # fmt: skip
+FEWEST_SEEDS = 3  # from which on a difference has a test of its own
 JOINT = ("genseg", "versemi", "genseg+versemi")  # of which it is asked what they are worth in labels
 COLOURS = dict(
     zip(ARMS, ("#888888", "#444444", "#b07aa1", "#f28e2b", "#4e79a7", "#59a14f", "#edc948", "#e15759"), strict=False)
@@ -63,7 +64,8 @@ def _lengths(rows: Sequence[Row]) -> list[tuple[str, list[Row], str]]:
 
 def _tables(rows: Sequence[Row]) -> list[str]:
     scores = scores_of(rows)
-    return [part for part in (table(rows), differences(scores), efficiency(scores), costs(rows)) if part]
+    made = (table(rows), differences(scores), claims(scores), efficiency(scores), costs(rows))
+    return [part for part in made if part]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -112,12 +114,14 @@ def differences(scores: Scores) -> str:
     """Points of Dice between two arms with the same scans: mean (standard error) for each set and over all studies.
 
     All, and p of a t-test, are over studies, so that one with many seeds or several numbers of labels counts no more.
-    Another generator, segmenter or start is compared with the same arm that has the usual one.
+    Another generator, segmenter or start is compared with the same arm that has the usual one, and arms that have the
+    same other one with each other.
     """
     sets = list(dict.fromkeys(set_ for set_, _ in scores))
     lines = [_line(["", "all studies", "p", *sets]), "|" + "---|" * (len(sets) + 3)]
     variants = [(arm, arm.split(",")[0]) for arm in sorted({arm for _, arm in scores}) if "," in arm]
-    for a, b in (*PAIRS, *variants):
+    within = [(a + of, b + of) for of in variants_of(scores) if of for a, b in PAIRS]
+    for a, b in (*PAIRS, *within, *variants):
         of_set = {set_: paired(scores, set_, a, b) for set_ in sets}
         known = {set_: values for set_, values in of_set.items() if values}
         if not known:
@@ -128,6 +132,32 @@ def differences(scores: Scores) -> str:
         means = [statistics.mean(values) for values in of_study.values()]
         p = f"{ttest_1samp(means, 0.0).pvalue:.2f}" if len(means) > 2 else "–"
         lines.append(_line([f"{a} − {b}", mean_and_error(means), p, *[mean_and_error(of_set[set_]) for set_ in sets]]))
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def variants_of(scores: Scores) -> list[str]:
+    """What names of arms have behind the arm, ", deeplabv3" for one, the usual "" first."""
+    return sorted({arm.removeprefix(arm.split(",")[0]) for _, arm in scores})
+
+
+def claims(scores: Scores) -> str:
+    """Each arm that learns from more than labels beside `supervised` with the same scans, from three seeds on.
+
+    Means and SDs over the seeds that both have, points of Dice with their standard error, and p of a paired t-test.
+    """
+    head = ["data, labelled", "arm", "seeds", "Dice, supervised", "Dice, arm", "points", "p", "better in"]
+    lines = [_line(head), "|" + "---|" * len(head)]
+    sets = sorted({set_ for set_, _ in scores})
+    for set_, of, arm in product(sets, variants_of(scores), JOINT):
+        points = paired(scores, set_, arm + of, "supervised" + of)
+        if len(points) < FEWEST_SEEDS:
+            continue
+        plain, mine = scores[set_, "supervised" + of], scores[set_, arm + of]
+        both = plain.keys() & mine.keys()
+        cells = [mean_and_spread([values[seed] for seed in both]) for values in (plain, mine)]
+        p, better = ttest_1samp(points, 0.0).pvalue, sum(value > 0 for value in points)
+        cells += [mean_and_error(points), f"{p:.2f}" if p >= 0.01 else "< 0.01", f"{better} of {len(points)}"]
+        lines.append(_line([set_, arm + of, str(len(points)), *cells]))
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
@@ -172,6 +202,10 @@ def labels_for(curve: dict[int, float], dice: float) -> str:
             share = (dice - curve[less]) / (curve[more] - curve[less])
             return f"{less * (more / less) ** share:.1f}"
     return f"> {counts[-1]}"
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 def mean_and_error(values: Sequence[float]) -> str:
