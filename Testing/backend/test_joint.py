@@ -250,6 +250,27 @@ def test_a_step_learns_by_the_balanced_loss_while_the_stage_says_so(data):
     assert balanced > 1.2 * plain > 0, "at first structures are rarer in the prediction than in a mean over classes"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["hippocampus", "isic2017"])
+def test_steps_after_a_checkpoint_are_those_without_it_bit_for_bit_however_weights_lie_in_memory(
+    name, precision, data, tmp_path
+):
+    """In float32 a processor's 3D weights lie with their channels last, and a checkpoint's tensors never do."""
+    ready, ends = prepared(data, name, precision=precision), []
+    for stops in (False, True):
+        state = built(ready)
+        step = advance(state.joint, 4)
+        if stops:
+            state.save(tmp_path / "last.safetensors")
+            state = built(ready)
+            state.load(tmp_path / "last.safetensors")
+        advance(state.joint, 3, first=step)
+        ends.append({key: copied(module) for key, module in state.modules().items()})
+    assert ends[0].keys() == ends[1].keys()
+    for key, whole in ends[0].items():
+        assert all(torch.equal(whole[n], ends[1][key][n]) for n in whole), key
+
+
 def test_a_checkpoint_of_an_older_run_that_did_not_follow_single_structures_can_be_loaded(data, tmp_path):
     state = built(prepared(data, "hippocampus"), "supervised")
     state.save(tmp_path / "last.safetensors")

@@ -181,6 +181,18 @@ def test_what_is_curvilinear_is_told_by_form_and_not_by_size_and_holds_where_all
     assert not all_curvilinear(structures_of([np.zeros_like(vessels)]))
 
 
+def test_the_length_of_a_thin_line_is_in_its_widths_and_cells_that_touch_are_no_vessels():
+    for width in (1, 2, 4, 10):
+        line = np.zeros((60, 130 * width), np.uint8)
+        line[10 : 10 + width, : 120 * width] = 1
+        line[30::3, ::3] = 1  # specks tell nothing of it
+        assert all_curvilinear(structures_of([line])) == (width > 1), "one pixel counts as two"
+        assert not all_curvilinear(structures_of([line[:, : 40 * width]]))
+    y, x = np.mgrid[:400, :400]
+    cells = ((y % 20 - 10) ** 2 + (x % 20 - 10) ** 2 <= 121).astype(np.uint8)
+    assert not all_curvilinear(structures_of([cells]))
+
+
 def _kept_by_whole_scan(mask: np.ndarray, slice_axis: int | None, factor: float) -> float:
     """Dice of a structure when the whole scan goes to the coarser grid and back."""
     stack = mask[None, None] if slice_axis is None else np.moveaxis(mask, slice_axis, 0)[:, None]

@@ -264,6 +264,16 @@ def test_one_pass_of_several_parts_adds_the_gradients_of_each(method, stage, dat
     assert not gradient([]).any()
 
 
+@pytest.mark.parametrize(("batch", "passes"), [(4, [4]), (2, [2]), (1, [1, 1])])
+def test_a_step_passes_its_batch_at_once_and_never_more_than_that(batch, passes, data):
+    joint = joint_of(data)
+    joint.plan.batch = batch
+    seen = []
+    joint.segmenter.backbone.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    joint.step(1, MIXING)
+    assert seen == passes
+
+
 def sides_of(joint: Joint, stage: Stage = MIXING) -> tuple[Side, Side, bool]:
     """What a step mixes, and whether it asks for any foreground."""
     with patch("genseg.methods.joint.mix_loss", wraps=mix_loss) as spy:

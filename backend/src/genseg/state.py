@@ -174,6 +174,7 @@ class RunState:
                 index, entry = key.split("/")
                 state.setdefault(int(index), {})[entry] = value
             optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+            _lay_out(optimiser)
         vars(self.counters).update(json.loads(metadata["counters"]))  # in place: views of single studies share them
         self.average.updates = self.counters.average_updates
         self.apply_rate_scale()
@@ -181,6 +182,14 @@ class RunState:
     def save_model(self, path: Path) -> None:
         """The usable segmenter: its averaged weights."""
         save_tensors(path, _once(self.average.network.state_dict()), {"step": str(self.counters.step)})
+
+
+def _lay_out(optimiser: torch.optim.Optimizer) -> None:
+    """Bring moments into their weights' order in memory, which the fused step takes for granted."""
+    for p, entries in optimiser.state.items():
+        for name, moment in entries.items():
+            if name != "step":
+                entries[name] = torch.empty_like(p).copy_(moment)
 
 
 def _once(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

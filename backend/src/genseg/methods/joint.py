@@ -134,9 +134,14 @@ class Joint:
         return seen
 
     def _add_gradient(self, parts: Sequence[Part]) -> dict[str, float]:
-        """Of all the parts' losses, in one pass through the segmenter. → what is to be told of them"""
+        """Of all the parts' losses, in one pass through the segmenter. → what is to be told of them
+
+        A batch of 1, to which a run comes down where memory is short, is one image at a time all the same.
+        """
         if not parts:
             return {}
+        if len(parts) > 1 and self.plan.batch < len(parts):
+            return {name: value for part in parts for name, value in self._add_gradient([part]).items()}
         images, sizes = torch.cat([part.image for part in parts]), [len(part.image) for part in parts]
         with self.device.autocast():
             if isinstance(self.segmenter, PromptedSegmenter):
