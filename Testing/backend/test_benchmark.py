@@ -204,6 +204,8 @@ def test_what_an_arm_is_worth_in_labels_lies_on_the_supervised_curve():
     line = "| a | 1 | genseg | 0.450 | 0.550 | 2.0 | 0.850 (16) | 25% |"  # half way from 1 to 4 over the logarithm
     assert line in figures.text(rows)
     assert figures.labels_for({1: 0.5, 4: 0.7}, 0.4) == "≤ 1" and figures.labels_for({1: 0.5, 4: 0.7}, 0.8) == "> 4"
+    others = [one | {"segmenter": "unet"} for one in rows]
+    assert line.replace("genseg", "genseg, unet") in figures.text(others)
     assert "supervised needs" not in figures.text([one for one in rows if one["set"] == "a-1"])
 
 

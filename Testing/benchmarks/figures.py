@@ -175,20 +175,20 @@ def efficiency(scores: Scores) -> str:
     head = ["data", "labelled", "arm", "Dice, supervised", "Dice, arm", "labels supervised needs for it"]
     head += ["Dice, supervised with most labels", "distance closed"]
     lines = [_line(head), "|" + "---|" * len(head)]
-    curves: dict[str, dict[int, float]] = {}
+    curves: dict[tuple[str, str], dict[int, float]] = {}
     for (set_, arm), seeds in scores.items():
-        if arm == "supervised" and "+" not in set_:
+        if (of := arm.removeprefix("supervised")) in variants_of(scores) and "+" not in set_:
             name, count = set_.rsplit("-", 1)
-            curves.setdefault(name, {})[int(count)] = statistics.mean(seeds.values())
-    for (name, curve), arm in product(curves.items(), JOINT):
+            curves.setdefault((name, of), {})[int(count)] = statistics.mean(seeds.values())
+    for ((name, of), curve), arm in product(curves.items(), JOINT):
         few, most = min(curve), max(curve)
-        gains = paired(scores, f"{name}-{few}", arm, "supervised")
+        gains = paired(scores, f"{name}-{few}", arm + of, "supervised" + of)
         if few == most or not gains:
             continue
         reached = curve[few] + statistics.mean(gains) / 100
         closed = (reached - curve[few]) / (curve[most] - curve[few]) if curve[most] > curve[few] else None
         cells = [f"{curve[few]:.3f}", f"{reached:.3f}", labels_for(curve, reached), f"{curve[most]:.3f} ({most})"]
-        lines.append(_line([name, str(few), arm, *cells, "–" if closed is None else f"{closed:.0%}"]))
+        lines.append(_line([name, str(few), arm + of, *cells, "–" if closed is None else f"{closed:.0%}"]))
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
