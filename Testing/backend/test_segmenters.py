@@ -11,6 +11,7 @@ import torch
 from method_rig import advance, built, in_double, next_level3, prepared, searching, widen, with_segmenter
 from test_export import in_float32, monai_bundle
 from test_hypergradient import cosine, hypergradient, level3_with, norm_ratio, unrolled
+from test_networks import small_plan
 from tiny_run import ENVIRONMENT, run_train, tiny_study
 from torch import nn
 from typer.testing import CliRunner
@@ -22,8 +23,8 @@ from genseg.imageio import read_label, read_scan
 from genseg.inference import Predictor
 from genseg.networks import build_segmenter
 from genseg.networks import segmenters as module
-from genseg.networks.segmenters.fitting import instance_normed
-from genseg.plan import Plan
+from genseg.networks.segmenters.fitting import Arguments, Fitted, instance_normed
+from genseg.plan import Plan, Prompts
 from genseg.runfolder import RunFolder, read_json
 from genseg.settings import SEGMENTERS
 from genseg.startingmodel import BACKGROUND, StartingModel, _plain, last_layer
@@ -88,6 +89,30 @@ def test_level3_equals_the_double_backward_oracle_for_every_segmenter(data, name
         oracle = level3_with(unrolled, widen(copy.deepcopy(joint)), step, 2)
     assert cosine(exact.found[0], oracle.found[0]) == pytest.approx(1, abs=1e-6)
     assert norm_ratio(exact.found[0], oracle.found[0]) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [(45, 64), (64, 50), (45, 50, 41)])
+def test_a_mask_coarser_than_the_image_comes_to_lie_where_the_image_does(size):
+    """A network that averages blocks of 8 voxels gives a slope back in its place, whatever it was padded by."""
+    dims = len(size)
+    slope = sum(torch.arange(side).float().view(-1, *[1] * (dims - 1 - axis)) for axis, side in enumerate(size))
+    pool = nn.AvgPool2d(8) if dims == 2 else nn.AvgPool3d(8)
+    network = Fitted(pool, 8, Arguments(dims, 1, 1, [8]), coarser=8)
+    found = network(slope[None, None])
+    assert found.shape == (1, 1, *size)
+    inside = (0, 0, *[slice(12, -12)] * dims)
+    assert torch.allclose(found[inside], slope[inside[2:]], atol=1e-3)
+
+
+def test_a_head_told_by_prompts_works_on_deeplabv3s_own_grid_and_answers_on_the_images():
+    plan = small_plan(2, [64, 48], filters=[8, 16, 32]).model_copy(
+        update={"segmenter": "deeplabv3", "prompts": Prompts(count=3, tasks=[0, 1])}
+    )
+    network, seen = build_segmenter(plan), []
+    network.head.register_forward_pre_hook(lambda module, given: seen.append(list(given[0].shape[2:])))
+    assert network(torch.zeros(2, plan.channels, 64, 48)).shape == (2, 3, 64, 48)
+    assert network(torch.zeros(2, plan.channels, 61, 48)).shape == (2, 3, 61, 48)
+    assert seen == [[8, 6], [8, 6]]
 
 
 @pytest.mark.slow

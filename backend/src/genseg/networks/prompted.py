@@ -39,6 +39,10 @@ class DynUNetFeatures(DynUNet):
             coarser = [head(x) for head, x in zip(self.deep_supervision_heads, ups[-2::-1], strict=False)]
         return ups[-1], deepest, coarser
 
+    def grown(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """What was told from the features, on the grid of the image: here the same."""
+        return logits
+
 
 class DynamicHead(nn.Module):
     """For each sample and prompt an ordinary last layer plus three 1-wide convolutions, their weights told by both.
@@ -98,12 +102,13 @@ class PromptedSegmenter(nn.Module):
     [n, heads, 1 + tasks, *patch]. The last prompt means "any foreground".
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, prompts: int, tasks: Sequence[int]):
+    def __init__(self, backbone: "DynUNetFeatures | Features", head: nn.Module, prompts: int, tasks: Sequence[int]):
         super().__init__()
         self.backbone, self.head, self.prompts, self.tasks = backbone, head, prompts, list(tasks)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self._of_study(*self.backbone(image))
+        (logits,) = self.several(image, [(len(image), None)])
+        return logits
 
     def several(self, image: Tensor, parts: Sequence[tuple[int, Sequence[int] | None]]) -> list[Tensor]:
         """One pass for the first n samples, the next n, and so on, each (n, prompts).
@@ -115,15 +120,14 @@ class PromptedSegmenter(nn.Module):
         found, start = [], 0
         for n, prompts in parts:
             part = slice(start, start + n)
-            if prompts is None:
-                found.append(self._of_study(features[part], bottleneck[part], [x[part] for x in coarser]))
-            else:
-                found.append(self.head(features[part], bottleneck[part], prompts))
+            logits = self.head(features[part], bottleneck[part], self.tasks if prompts is None else prompts)
+            logits = self.backbone.grown(logits, image.shape[2:])
+            found.append(self._of_study(logits, [x[part] for x in coarser]) if prompts is None else logits)
             start += n
         return found
 
-    def _of_study(self, features: Tensor, bottleneck: Tensor, coarser: list[Tensor]) -> Tensor:
-        logits = _with_background(self.head(features, bottleneck, self.tasks))
+    def _of_study(self, logits: Tensor, coarser: list[Tensor]) -> Tensor:
+        logits = _with_background(logits)
         if not coarser:
             return logits
         chosen = [0, *(1 + task for task in self.tasks)]
@@ -140,15 +144,20 @@ class PromptedSegmenter(nn.Module):
 
 
 class Features(nn.Module):
-    """Any network as the backbone: what it puts out are features, and they stand in for a bottleneck."""
+    """Any network of `segmenters.build` as the backbone: its outputs are features and stand in for a bottleneck."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: Any):
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        features = self.network(x)
+        features = self.network.coarse(x)
         return features, features, []
+
+    def grown(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """What was told from the features, on the grid of the image."""
+        grown: Tensor = self.network.grown(logits, size)
+        return grown
 
 
 def _with_background(logits: Tensor) -> Tensor:

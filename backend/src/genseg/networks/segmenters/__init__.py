@@ -15,6 +15,7 @@ MADE = {
     "swin_unetr": swin_unetr.make,
     "deeplabv3": deeplabv3.make,
 }
+COARSER = {"deeplabv3": deeplabv3.STRIDE}  # than the image is the mask
 
 __all__ = ["MADE", "Arguments", "build"]
 
@@ -26,4 +27,4 @@ def build(segmenter: str, **arguments: object) -> nn.Module:
     """
     told = Arguments(**arguments)  # type: ignore[arg-type]
     network, multiple = MADE[segmenter](told) if segmenter in MADE else own.make(segmenter, told)
-    return Fitted(instance_normed(network), multiple, told)
+    return Fitted(instance_normed(network), multiple, told, COARSER.get(segmenter, 1))

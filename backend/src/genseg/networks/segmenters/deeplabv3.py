@@ -4,7 +4,6 @@ Chen et al., 2017 (arXiv 1706.05587), on MONAI's blocks. Eight times coarser tha
 paper; of the ResNet the basic blocks (18 layers) at the plan's widths, because a few scans do not fill 50 layers.
 """
 
-import torch.nn.functional as F
 from monai.networks.blocks import SimpleASPP
 from monai.networks.nets.resnet import ResNet, ResNetBlock
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ STRIDE = 8
 
 
 class DeepLabV3(nn.Module):
-    """[n, channels, *s] → logits [n, outputs, *s], interpolated from an eighth of the resolution."""
+    """[n, channels, *s] → logits [n, outputs, *s / 8]."""
 
     def __init__(self, dims: int, channels: int, outputs: int, widths: list[int]):
         super().__init__()
@@ -30,10 +29,10 @@ class DeepLabV3(nn.Module):
         )
         self.pyramid = SimpleASPP(dims, widths[-1], widths[0], dilations=DILATIONS, norm_type=INSTANCE)
         self.out = (nn.Conv2d if dims == 2 else nn.Conv3d)(len(DILATIONS) * widths[0], outputs, 1)
-        self.mode = "bilinear" if dims == 2 else "trilinear"
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(self.out(self.pyramid(self.encoder(x))), x.shape[2:], mode=self.mode)
+        logits: Tensor = self.out(self.pyramid(self.encoder(x)))
+        return logits
 
 
 def _dilate(stage: nn.Module) -> None:

@@ -30,12 +30,13 @@ class Arguments:
 class Fitted(nn.Module):
     """Any network behind sizes that it can take: the image is padded to a multiple, the logits are cropped.
 
-    And behind a bias of its own, so that structures begin as rare as with the default network.
+    And behind a bias of its own, so that structures begin as rare as with the default network. Where its mask is
+    `coarser` than the image, logits are interpolated, and last of all: a head behind it has as little to do.
     """
 
-    def __init__(self, network: nn.Module, multiple: int, a: Arguments):
+    def __init__(self, network: nn.Module, multiple: int, a: Arguments, coarser: int = 1):
         super().__init__()
-        self.network, self.multiple = network, multiple
+        self.network, self.multiple, self.coarser = network, multiple, coarser
         self.bias = nn.Parameter(torch.full([a.outputs, *[1] * a.dims], a.rare))
         self.bias.data[0] = 0.0
 
@@ -43,10 +44,11 @@ class Fitted(nn.Module):
         """[n, C, *s] → [n, outputs, *s]. Raises ValueError where the network gives another shape, TypeError where it
         gives no tensor.
         """
-        size = x.shape[2:]
-        # Two voxels at the coarsest level: an instance norm of a single one would be 0.
-        missing = [max(-side % self.multiple, 2 * self.multiple - side) for side in size]
-        pad = [part for more in reversed(missing) for part in (more // 2, more - more // 2)]
+        return self.grown(self.coarse(x), x.shape[2:])
+
+    def coarse(self, x: Tensor) -> Tensor:
+        """[n, C, *s] → [n, outputs, *t], of the padded image and as coarse as the network's mask. Raises the same."""
+        pad = [part for more in reversed(self._missing(x.shape[2:])) for part in (more // 2, more - more // 2)]
         x = F.pad(x, pad) if any(pad) else x
         # A processor's bf16 convolutions in 3D are wrong below three voxels (torch 2.13).
         exact = x.device.type == "cpu" and x.ndim == 5 and min(x.shape[2:]) < 3 * self.multiple
@@ -54,12 +56,24 @@ class Fitted(nn.Module):
             logits: Tensor = self.network(x.float() if exact else x)
         if not isinstance(logits, Tensor):
             raise TypeError(f"the network gives a {type(logits).__name__} instead of a tensor")
-        given, wanted = list(logits.shape), [len(x), len(self.bias), *x.shape[2:]]
+        given, wanted = list(logits.shape), [len(x), len(self.bias), *(side // self.coarser for side in x.shape[2:])]
         if given != wanted:
             raise ValueError(f"for an image of {list(x.shape)} the network gives {given} instead of {wanted}")
+        return logits + self.bias
+
+    def grown(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """What lies on the grid of `coarse`, [n, k, *t] → [n, k, *s], on that of the image."""
+        missing = self._missing(size)
+        if self.coarser > 1:
+            padded = [side + more for side, more in zip(size, missing, strict=True)]
+            logits = F.interpolate(logits, padded, mode="bilinear" if len(padded) == 2 else "trilinear")
         for axis, (side, more) in enumerate(zip(size, missing, strict=True), start=2):
             logits = logits.narrow(axis, more // 2, side)
-        return logits + self.bias
+        return logits
+
+    def _missing(self, size: Sequence[int]) -> list[int]:
+        """Voxels for a multiple, and two at the coarsest level: an instance norm of a single one would be 0."""
+        return [max(-side % self.multiple, 2 * self.multiple - side) for side in size]
 
 
 def instance_normed(network: nn.Module) -> nn.Module:
