@@ -181,6 +181,12 @@ def test_trainings_of_different_lengths_generators_or_starts_are_never_averaged(
     ]  # fmt: skip
 
 
+def test_a_peer_stands_in_the_table_with_its_version():
+    rows = [row("a-1", "nnunet", 0, 0.5, code="abc nnunetv2 2.6.2"), row("a-1", "genseg", 0, 0.6, code="abc")]
+    lines = figures.table(rows).splitlines()
+    assert lines[2].startswith("| a-1 | genseg | 1 ") and lines[3].startswith("| a-1 | nnunet (nnunetv2 2.6.2) | 1 ")
+
+
 def test_another_segmenter_or_start_is_compared_with_the_same_arm_that_has_the_usual_one():
     rows = [row("a-1", "genseg", s, d) for s, d in ((0, 0.5), (1, 0.7))] + [row("a-1", "supervised", 0, 0.1)]
     rows += [row("a-1", "genseg", s, d, segmenter="deeplabv3") for s, d in ((0, 0.52), (1, 0.74))]

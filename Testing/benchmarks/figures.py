@@ -69,14 +69,15 @@ def _tables(rows: Sequence[Row]) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line for each set and arm: means over the seeds, and the SD of Dice."""
+    """A line for each set and arm: means over the seeds, and the SD of Dice. A peer has its version beside it."""
     others = any(row["other_dice"] for row in rows)
     head = ["data, labelled", "arm", "seeds", "Dice", "SD", "HD95", "NSD", *(["Dice, other source"] if others else [])]
     lines = [_line([*head, "steps"]), "|" + "---|" * (len(head) + 1)]
     for (set_, arm), same in _groups(rows).items():
         dices = [float(row["dice"]) for row in same]
         spread = f"{statistics.stdev(dices):.3f}" if len(dices) > 1 else "–"
-        cells = [set_, arm, str(len(same)), f"{statistics.mean(dices):.3f}", spread]
+        named = f"{arm} ({same[0]['code'].partition(' ')[2]})" if arm in PEERS else arm
+        cells = [set_, named, str(len(same)), f"{statistics.mean(dices):.3f}", spread]
         cells += [_mean(same, "hd95", 1), _mean(same, "nsd", 3), *([_mean(same, "other_dice", 3)] if others else [])]
         lines.append(_line([*cells, _mean(same, "steps", 0)]))
     return "\n".join(lines)
