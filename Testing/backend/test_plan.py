@@ -190,7 +190,9 @@ def test_the_length_of_a_thin_line_is_in_its_widths_and_cells_that_touch_are_no_
         assert not all_curvilinear(structures_of([line[:, : 40 * width]]))
     y, x = np.mgrid[:400, :400]
     cells = ((y % 20 - 10) ** 2 + (x % 20 - 10) ** 2 <= 121).astype(np.uint8)
-    assert not all_curvilinear(structures_of([cells]))
+    colony = np.where((y > 120) & (y < 280) & (x > 120) & (x < 280), cells, 0).astype(np.uint8)
+    assert not all_curvilinear(structures_of([cells])) and not all_curvilinear(structures_of([colony]))
+    assert not all_curvilinear(structures_of([np.tile(colony, (4, 4))])), "looked at evenly where it is large"
 
 
 def _kept_by_whole_scan(mask: np.ndarray, slice_axis: int | None, factor: float) -> float:

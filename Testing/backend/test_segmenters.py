@@ -113,6 +113,11 @@ def test_a_head_told_by_prompts_works_on_deeplabv3s_own_grid_and_answers_on_the_
     assert network(torch.zeros(2, plan.channels, 64, 48)).shape == (2, 3, 64, 48)
     assert network(torch.zeros(2, plan.channels, 61, 48)).shape == (2, 3, 61, 48)
     assert seen == [[8, 6], [8, 6]]
+    static = build_segmenter(plan.model_copy(update={"prompts": Prompts(count=3, tasks=[0, 1], dynamic=False)}))
+    with torch.autocast("cpu", torch.bfloat16):
+        for made in (network, static):
+            logits = made(torch.zeros(2, plan.channels, 64, 48))
+            assert logits.dtype == torch.float32, "many pixels' gradients meet in one of the mask's"
 
 
 @pytest.mark.slow
@@ -188,6 +193,7 @@ def test_heads_told_by_prompts_take_as_much_memory_with_any_network(data):
     behind, without = (tried(with_segmenter(plan, "own_networks:small")) for plan in (asked, plain))
     assert more > 50 and asked.heads_mb == behind.heads_mb == more and plain.heads_mb == 0
     assert behind.memory_mb - more == pytest.approx(without.memory_mb, rel=0.15)  # of features, not of classes
+    assert 0 < with_segmenter(asked, "deeplabv3").heads_mb < more / 10, "on its own grid they take little"
 
 
 def test_a_package_that_is_not_there_is_bad_input_and_told_before_the_scans_are_read(data, tmp_path, monkeypatch):

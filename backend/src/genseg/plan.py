@@ -109,7 +109,8 @@ class Plan(BaseModel):
         """The part of `memory_mb` that heads told by prompts take."""
         if self.prompts is None or not self.prompts.dynamic:
             return 0
-        return round(HEAD_VALUES * 4 * self.batch * math.prod(self.patch) * self.prompts.count / 2**20)
+        values = HEAD_VALUES / COARSE**self.dims + 1 if self.segmenter == "deeplabv3" else HEAD_VALUES
+        return round(values * 4 * self.batch * math.prod(self.patch) * self.prompts.count / 2**20)
 
     def with_network_of(self, other: "Plan", whose: str) -> "Plan":
         """The same with another plan's network, the patch rounded up to what that needs; `whose`, for the user."""

@@ -66,7 +66,7 @@ class Fitted(nn.Module):
         missing = self._missing(size)
         if self.coarser > 1:
             padded = [side + more for side, more in zip(size, missing, strict=True)]
-            logits = F.interpolate(logits, padded, mode="bilinear" if len(padded) == 2 else "trilinear")
+            logits = F.interpolate(logits.float(), padded, mode="bilinear" if len(padded) == 2 else "trilinear")
         for axis, (side, more) in enumerate(zip(size, missing, strict=True), start=2):
             logits = logits.narrow(axis, more // 2, side)
         return logits
