@@ -101,6 +101,6 @@ def _elongation(label: np.ndarray, index: int, box: tuple[slice, ...]) -> float:
 
 
 def _width(part: np.ndarray) -> float:
-    """Pixels. In a strip the distance to the edge, half a pixel less than to the next one outside, is a fourth of it."""
+    """Pixels. In a strip the distance to the edge, half a pixel less than to the next outside, is a fourth of it."""
     part = np.pad(part, 1)
     return 4 * (float(distance_transform_edt(part)[part].mean()) - 0.5)
