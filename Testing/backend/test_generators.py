@@ -27,8 +27,9 @@ from genseg.networks.generators import build_generator
 from genseg.networks.generators.bridge import BrownianBridgeScheduler
 from genseg.networks.generators.code import LATENT
 from genseg.networks.generators.diffusion import LAST, STEPS, BridgeGenerator
-from genseg.networks.generators.generator import NOISE_START
+from genseg.networks.generators.generator import NOISE_START, style_of
 from genseg.networks.generators.joint import PRIOR
+from genseg.networks.generators.synthseg import MEASURED
 from genseg.randomness import stream
 from genseg.runfolder import read_json
 from genseg.settings import GENERATORS
@@ -243,6 +244,42 @@ def test_diffusers_saves_and_loads_the_generator(data, tmp_path):
     with torch.no_grad():
         wider = joint.synthesis.generator(*given[:-1], given[-1] + math.log(2))[0]
         assert torch.allclose(again(*given)[0], wider, atol=1e-5), "what was learned is in the scheduler"
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_synthseg_begins_with_the_means_and_spreads_of_real_structures_and_follows_a_scans_brightness_and_contrast(
+    dims,
+):
+    """Two structures side by side, 0.3 apart from scan to scan, in scans of any brightness and contrast."""
+    rng = torch.Generator().manual_seed(0)
+    generator = build_generator(small_plan(dims, [32] * dims, channels=1, filters=[8, 16, 32]), 2, "synthseg")
+    layout = torch.zeros(MEASURED, 2, *[32] * dims)
+    layout[:, 0, :16], layout[:, 1, 16:] = 1, 1
+
+    def pairs(n: int) -> tuple[Tensor, Tensor]:
+        wide = (n, 1, *[1] * dims)
+        bright = 1 + 0.3 * torch.randn(wide, generator=rng)
+        image = -layout[:, :1] + layout[:, 1:] * bright + 0.2 * torch.randn(layout[:, :1].shape, generator=rng)
+        return image * (1 + torch.rand(wide, generator=rng)) + torch.randn(wide, generator=rng), layout
+
+    generator.begin(pairs)
+    (first,), (second,) = generator.mean.tolist()
+    assert first == pytest.approx(-1, abs=0.05) and second == pytest.approx(1, abs=0.05), "in SDs of the scan"
+    sd = generator.sd_log.detach().exp()
+    assert float(sd.min()) > 0.1 and float(sd.max()) < 0.3
+    real, _ = pairs(MEASURED)
+    noise = generator.draw_noise(MEASURED, [32] * dims, rng)
+    noise[0].zero_()
+    given = layout, style_of(real), noise, torch.zeros(1, 3), torch.full((generator.levels + 1,), NOISE_START)
+    with torch.no_grad():
+        image, shown = generator(*given)
+        darker, _ = generator(layout, style_of(0.5 * real - 3), *given[2:])
+        still, _ = generator(layout, style_of(real), [0 * x for x in noise], *given[3:])
+    assert torch.equal(shown, layout) and torch.allclose(darker, 0.5 * image - 3, atol=1e-3)
+    for half in (slice(0, 12), slice(20, 32)):
+        flat = still[:, :, half].flatten(1)
+        assert torch.allclose(flat.mean(1), real[:, :, half].flatten(1).mean(1), atol=0.3)
+        assert float(flat.std(1).max()) < 1e-4 < 0.05 < float(image[:, :, half].flatten(1).std(1).min())
 
 
 def test_joint_makes_masks_again_and_new_ones_and_the_segmenter_is_told_what_the_image_shows(data):

@@ -71,6 +71,7 @@ class TrainPanel:
             ("vae", _("Variational autoencoder")),
             ("diffusion", _("Diffusion in five steps")),
             ("joint", _("Mask and image together: new shapes")),
+            ("synthseg", _("Grey values by structure, no network (SynthSeg)")),
         ):
             ui.generatorComboBox.addItem(text, key)
         for key, text in (

@@ -10,7 +10,7 @@ from genseg.runfolder import read_model, write_json
 
 Method = Literal["genseg+versemi", "versemi", "genseg", "separate", "supervised"]
 MetaMethod = Literal["imaml", "first-order", "reptile", "pretrain"]
-GeneratorName = Literal["spade", "pix2pix", "vae", "diffusion", "joint"]
+GeneratorName = Literal["spade", "pix2pix", "vae", "diffusion", "joint", "synthseg"]
 GENERATING: tuple[Method, ...] = ("genseg+versemi", "genseg", "separate")  # the methods with a generator
 DEFAULT_GENERATOR: GeneratorName = "spade"
 Part = Literal["prompts", "auxiliary", "synthetic-task", "consistency", "teacher"]  # of versemi

@@ -12,10 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from genseg.augment import UNCHANGED
 from genseg.device import Device
 from genseg.errors import RunFailed
 from genseg.methods.joint import Joint, Synthesis
 from genseg.methods.level3 import MetaParameters
+from genseg.methods.losses import one_hot
 from genseg.methods.synthesis import CLUSTERS, Sources, meta_plan
 from genseg.methods.versemi import Mixing
 from genseg.networks import build_discriminator, build_generator, build_segmenter
@@ -272,6 +274,7 @@ def _build_synthesis(prepared: Prepared, settings: Settings) -> Synthesis:
     rng = stream(seed, "meta parameters")
     consistent = settings.mixes and bool(prepared.unlabelled)
     meta = MetaParameters(generator, rng, settings.synthetic_weight, sources.operations, consistent)
+    generator.begin(lambda n: _real_pairs(n, prepared, layouts, seed))
     smaller, batch = meta_plan(plan)
     return Synthesis(
         generator=generator,
@@ -288,6 +291,13 @@ def _build_synthesis(prepared: Prepared, settings: Settings) -> Synthesis:
         layouts=layouts,
         closed_loop=settings.closes_the_loop,
     )
+
+
+def _real_pairs(n: int, prepared: Prepared, layouts: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Labelled scans with their grey values as they are: images [n, C, *patch], layouts [n, layouts, *patch]."""
+    sampler = Sampler(prepared.labelled, prepared.plan)
+    image, layout = sampler.load(sampler.draw(n, stream(seed, "begin")), UNCHANGED)
+    return image, one_hot(layout, layouts)
 
 
 def _build_mixing(part: Part, settings: Settings) -> Mixing:

@@ -1,7 +1,7 @@
 """What every generator is given and has: the seam between it and the method."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -42,6 +42,12 @@ class Generator(nn.Module):
         """One standard normal map [n, 1, *s] a level, coarse to fine, for images of shape `patch`."""
         sizes = [[p // 2 ** (self.levels - level) for p in patch] for level in range(self.levels + 1)]
         return [torch.randn(n, 1, *size, generator=rng) for size in sizes]
+
+    def begin(self, pairs: Callable[[int], tuple[Tensor, Tensor]]) -> None:
+        """Take what can be measured of real pairs, before anything is learned. Here: nothing.
+
+        `pairs`: n → images [n, C, *patch], layouts [n, L, *patch] (shares).
+        """
 
     def forward(
         self, layout: Tensor, style: Tensor, noise: list[Tensor], mixture: Tensor, noise_log: Tensor,
