@@ -13,7 +13,7 @@ from genseg.augment import UNCHANGED
 from genseg.cases import draw
 from genseg.events import EventLog
 from genseg.imageio import read_label
-from genseg.methods.joint import Stage
+from genseg.methods.joint import Joint, Stage
 from genseg.methods.shapes import MAPS, ShapePool, register
 from genseg.methods.synthesis import SyntheticDraw, implanted, label_of, scattered
 from genseg.prepare import load
@@ -240,15 +240,15 @@ def test_an_implanted_structure_has_its_own_texture_and_leaves_the_photograph_ar
 def test_synthetic_pairs_take_the_place_of_half_of_the_real_ones(data):
     joint = built(prepared(data, "hippocampus", 2)).joint
     joint.agreement.fill_(0.0)
-    seen: list[int] = []
-    hook = joint.segmenter.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-    sizes = set()
-    for step in range(1, 25):
-        seen.clear()
-        joint.step(step, Stage(synthetic=True))
-        sizes.add(tuple(seen))
+    passed: list[int] = []
+    hook = joint.segmenter.register_forward_pre_hook(lambda _, given: passed.append(len(given[0])))
+    with patch.object(Joint, "_add_gradient", autospec=True, side_effect=Joint._add_gradient) as spy:
+        for step in range(1, 25):
+            joint.step(step, Stage(synthetic=True))
     hook.remove()
+    sizes = {tuple(len(part.image) for part in call.args[1]) for call in spy.call_args_list}
     assert sizes == {(2,), (1, 1)}, "two real ones, or one of each; never three"
+    assert passed == [2] * 24, "at once"
 
 
 def test_registrations_that_failed_are_told_when_the_search_ends_also_before_the_last_pair(data):
