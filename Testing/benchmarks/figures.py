@@ -177,8 +177,9 @@ def efficiency(scores: Scores) -> str:
     head += ["Dice, supervised with most labels", "distance closed"]
     lines = [_line(head), "|" + "---|" * len(head)]
     curves: dict[tuple[str, str], dict[int, float]] = {}
+    variants = variants_of(scores)
     for (set_, arm), seeds in scores.items():
-        if (of := arm.removeprefix("supervised")) in variants_of(scores) and "+" not in set_:
+        if (of := arm.removeprefix("supervised")) in variants and "+" not in set_:
             name, count = set_.rsplit("-", 1)
             curves.setdefault((name, of), {})[int(count)] = statistics.mean(seeds.values())
     for ((name, of), curve), arm in product(curves.items(), JOINT):

@@ -10,9 +10,7 @@ from scipy.ndimage import label as parts_of
 
 LABEL_SURVIVAL = 0.95  # Dice that every structure must keep when brought to the working grid and back
 SURVIVAL_SCANS = {2: 8, 3: 3}  # images and volumes in which that is looked at, for each structure
-THIN = (
-    50.0  # times as long as wide, from which on a structure is curvilinear: vessels have 240 to 1070, others below 10
-)
+THIN = 50.0  # times as long as wide, from which on a structure is curvilinear: vessels have 240 and more, others 2 to 5
 THIN_SCANS = 3  # in which that is looked at
 MOST_PIXELS = 1_000_000  # that are looked at in each, of larger ones evenly
 
@@ -89,13 +87,12 @@ def _elongation(label: np.ndarray, index: int, box: tuple[slice, ...]) -> float:
     mask = label[box] == index
     step = max(1, math.ceil((mask.size / MOST_PIXELS) ** 0.5))
     parts, _ = parts_of(mask[::step, ::step], np.ones((3, 3)))
-    largest = int(np.bincount(parts.ravel(), minlength=2)[1:].argmax()) + 1
-    part = parts == largest
-    width = _width(part) if part.any() else 0.0
-    if not width:
+    if not parts.any():  # it fell between the pixels that are looked at
         return 0.0
-    reach = math.ceil(width)
-    part = np.pad(part[find_objects(parts)[largest - 1]], 2 * reach)
+    largest = int(np.bincount(parts.ravel())[1:].argmax()) + 1
+    part = parts[find_objects(parts)[largest - 1]] == largest
+    reach = math.ceil(_width(part))
+    part = np.pad(part, 2 * reach)
     closed = distance_transform_edt(distance_transform_edt(~part) <= reach) > reach
     return float(closed.sum()) / _width(closed) ** 2
 
