@@ -464,7 +464,7 @@ def test_a_real_training_is_started_stopped_resumed_and_finished(tinyStudy, tmp_
     run = tmp_path / "Lauf 脾"
     backend = Backend(SOURCE, Path(backendPython()))
     controller = RunController(backend, backend.environment({**os.environ, "OMP_NUM_THREADS": "1"}))
-    settings = TrainSettings(tinyStudy, run, method="supervised", iterations=40, device="cpu")
+    settings = TrainSettings(tinyStudy, run, method="supervised", iterations=160, device="cpu")
     try:
         assert controller.start(backend.trainCommand(settings), run)
         ticked(controller, until=lambda: bool(controller.progress.curves), seconds=240)
@@ -485,7 +485,7 @@ def test_a_real_training_is_started_stopped_resumed_and_finished(tinyStudy, tmp_
     assert progress.started["resumed"] and progress.finished == 0 and progress.fraction == 1.0
     assert len(progress.predictions) == 1 and (run / "done").exists() and not (run / "stop").exists()
     steps = [step for step, _value in progress.curves["loss/real"]]
-    assert steps == sorted(set(steps)) and steps[-1] == 40 and steps[0] == first["loss/real"][0][0]
+    assert steps == sorted(set(steps)) and steps[-1] == 160 and steps[0] == first["loss/real"][0][0]
     controller.show(run)
     assert controller.progress.curves == progress.curves and controller.progress.predictions == progress.predictions
     (listed,) = RunList(tmp_path).runs()
