@@ -468,7 +468,7 @@ def test_a_real_training_is_started_stopped_resumed_and_finished(tinyStudy, tmp_
     try:
         assert controller.start(backend.trainCommand(settings), run)
         told = controller.progress
-        ticked(controller, until=lambda: bool(told.curves) and told.phase == "train", seconds=240)  # not a check between
+        ticked(controller, until=lambda: bool(told.curves) and told.phase == "train", seconds=240)  # not at a check
         assert controller.state is State.RUNNING
         controller.stop()
         ticked(controller, seconds=240)
