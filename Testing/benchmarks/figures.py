@@ -278,23 +278,30 @@ def plot_labels(rows: Sequence[Row], out: Path) -> str:
     """Dice against the number of labelled scans, where a study was trained with several."""
     from matplotlib.figure import Figure
 
-    found: dict[str, dict[str, dict[int, list[float]]]] = {}
+    found: dict[str, dict[str, dict[int, float]]] = {}
     for (set_, arm), seeds in scores_of(rows).items():
+        arm, _, varied = arm.partition(", ")
         if "+" not in set_ and arm in COLOURS:
             name, count = set_.rsplit("-", 1)
-            found.setdefault(name, {}).setdefault(arm, {})[int(count)] = list(seeds.values())
-    found = {name: arms for name, arms in found.items() if any(len(counts) > 1 for counts in arms.values())}
+            title = f"{name}, {varied}" if varied else name
+            found.setdefault(title, {}).setdefault(arm, {})[int(count)] = statistics.mean(seeds.values())
+    found = {name: {arm: dice for arm, dice in arms.items() if len(dice) > 1} for name, arms in found.items()}
+    found = {name: arms for name, arms in found.items() if arms}
     if not found:
         return ""
-    figure = Figure(figsize=(2.6 * len(found), 2.8), layout="constrained")
+    figure = Figure(figsize=(1.2 + 2.6 * len(found), 2.8), layout="constrained")
     for axes, (name, arms) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
-        for arm, counts in arms.items():
-            x = sorted(counts)
-            axes.plot(x, [statistics.mean(counts[n]) for n in x], "o-", color=COLOURS[arm], markersize=3, label=arm)
-        axes.set(title=name, xlabel="labelled", xscale="log", xticks=x, xticklabels=x)
+        for arm, dice in arms.items():
+            x = sorted(dice)
+            axes.plot(x, [dice[n] for n in x], "o-", color=COLOURS[arm], markersize=3)
+        counts = sorted({n for dice in arms.values() for n in dice})
+        axes.set(title=name, xlabel="labelled", xscale="log", xticks=counts, xticklabels=counts)
         axes.minorticks_off()
     figure.axes[0].set_ylabel("Dice")
-    figure.axes[-1].legend(frameon=False, fontsize=7)
+    for arm in COLOURS:
+        if any(arm in arms for arms in found.values()):
+            axes.plot([], [], "o-", color=COLOURS[arm], markersize=3, label=arm)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     _save(figure, out)
     return "Dice against the number of labelled scans"
 
