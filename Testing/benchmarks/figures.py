@@ -280,11 +280,10 @@ def plot_labels(rows: Sequence[Row], out: Path) -> str:
 
     found: dict[str, dict[str, dict[int, float]]] = {}
     for (set_, arm), seeds in scores_of(rows).items():
-        arm, _, varied = arm.partition(", ")
+        arm, comma, varied = arm.partition(", ")
         if "+" not in set_ and arm in COLOURS:
             name, count = set_.rsplit("-", 1)
-            title = f"{name}, {varied}" if varied else name
-            found.setdefault(title, {}).setdefault(arm, {})[int(count)] = statistics.mean(seeds.values())
+            found.setdefault(name + comma + varied, {}).setdefault(arm, {})[int(count)] = statistics.mean(seeds.values())
     found = {name: {arm: dice for arm, dice in arms.items() if len(dice) > 1} for name, arms in found.items()}
     found = {name: arms for name, arms in found.items() if arms}
     if not found:
