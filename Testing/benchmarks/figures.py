@@ -283,7 +283,8 @@ def plot_labels(rows: Sequence[Row], out: Path) -> str:
         arm, comma, varied = arm.partition(", ")
         if "+" not in set_ and arm in COLOURS:
             name, count = set_.rsplit("-", 1)
-            found.setdefault(name + comma + varied, {}).setdefault(arm, {})[int(count)] = statistics.mean(seeds.values())
+            of_arm = found.setdefault(name + comma + varied, {}).setdefault(arm, {})
+            of_arm[int(count)] = statistics.mean(seeds.values())
     found = {name: {arm: dice for arm, dice in arms.items() if len(dice) > 1} for name, arms in found.items()}
     found = {name: arms for name, arms in found.items() if arms}
     if not found:
