@@ -1,4 +1,4 @@
-"""What a run folder says about its study: structures with their colors, training scans, how grey values were scaled."""
+"""What a run folder says about its training: method, structures with their colors, scans, how greys were scaled."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from GenSegSlicerLib.JsonFile import readJson
 
 
 class RunAbout:
-    """Reads RUN/study.json and RUN/plan.json once they are there. Absent or broken files count as empty."""
+    """Reads RUN/study.json, plan.json and settings.json once they are there. Absent or broken files count as empty."""
 
     def __init__(self, runFolder: Path | str):
         self.runFolder = Path(runFolder)
@@ -27,6 +27,11 @@ class RunAbout:
     def sliceAxis(self) -> int | None:
         """Axis of a volume [z, y, x] that the network cuts into slices, or None."""
         return self._content("plan.json").get("slice_axis")
+
+    @property
+    def method(self) -> str:
+        """As the training chose it where the user did not; "" where the run does not say."""
+        return str(self._content("settings.json").get("method") or "")
 
     def caseFiles(self, case: str) -> tuple[Path, Path] | None:
         """→ (image, mask) paths of a training scan, of several channels the first; None where it is not known."""

@@ -7,10 +7,12 @@ from unittest.mock import patch
 import pytest
 import torch
 from method_rig import advance, built, prepared
+from tiny_run import tiny_study
 from torch import Tensor, nn
 
 from genseg import schedule
 from genseg.augment import UNCHANGED
+from genseg.events import EventLog
 from genseg.methods.joint import Joint, Part, Stage
 from genseg.methods.losses import one_hot, segmentation_loss
 from genseg.methods.synthesis import label_of
@@ -26,9 +28,10 @@ from genseg.methods.versemi import (
     ramp,
     taught_side,
 )
+from genseg.prepare import prepare
 from genseg.randomness import stream
 from genseg.schedule import MIX_FROM, TEACHES_FROM, stage_at
-from genseg.settings import PARTS, Settings
+from genseg.settings import FEW, PARTS, Settings
 
 MIXING = Stage(consistency=1.0)
 
@@ -339,9 +342,9 @@ def test_however_short_the_training_the_teachers_weight_begins_with_almost_nothi
 
 
 def test_the_method_follows_from_the_study_where_it_is_left_open():
-    def chosen(unlabelled: bool, curvilinear: bool = False, **given: object) -> str:
+    def chosen(unlabelled: bool, curvilinear: bool = False, labelled: int = FEW, **given: object) -> str:
         settings = Settings(dataset=Path("d"), out=Path("o"), **given)
-        settings.resolve(unlabelled, curvilinear)
+        settings.resolve(unlabelled, curvilinear, labelled)
         return settings.method
 
     assert chosen(True) == "genseg+versemi" and chosen(False) == "genseg"
@@ -349,8 +352,27 @@ def test_the_method_follows_from_the_study_where_it_is_left_open():
     assert chosen(True, curvilinear=True) == chosen(False, curvilinear=True) == "supervised"
     for wish in ({"without": ["teacher"]}, {"generator": "vae"}, {"synthetic_weight": 0.5}):
         assert chosen(True, curvilinear=True, **wish) == "genseg+versemi", "what is asked for is made"
+        assert chosen(True, labelled=FEW + 1, **wish) == "genseg+versemi", "what is asked for is made"
+    assert chosen(True, labelled=FEW + 1) == "versemi" and chosen(False, labelled=FEW + 1) == "genseg"
+    assert chosen(True, labelled=FEW + 1, learn_unlabelled=False) == "genseg"
+    assert chosen(True, True, FEW + 1) == "supervised" and chosen(True, labelled=99, method="genseg") == "genseg"
     assert chosen(True, curvilinear=True, method="genseg") == "genseg"
     assert set(PARTS) == {"prompts", "auxiliary", "synthetic-task", "consistency", "teacher"}
+
+
+@pytest.mark.parametrize(
+    ("labelled", "method"), [([6], "versemi"), ([5], "genseg+versemi"), ([6, 2], "genseg+versemi")]
+)
+def test_the_generator_is_left_out_with_more_than_five_labelled_scans_and_the_plan_says_so(
+    labelled, method, data, tmp_path
+):
+    """Of several studies the one with the fewest counts."""
+    first, *more = [tiny_study(data / "hippocampus", tmp_path / f"{n} scans", n, 1, 2) for n in labelled]
+    settings = Settings(dataset=first, more=more, out=tmp_path / "run", method="auto", device="cpu")
+    ready = prepare(settings, EventLog())
+    assert settings.method == method
+    told = [any("More than 5 scans" in note for note in one.plan.notes) for one in ready]
+    assert told == [method == "versemi"] * len(labelled)
 
 
 def test_labels_of_a_mix_are_labels_and_not_layouts(data):

@@ -381,6 +381,19 @@ def redBackground() -> str:
     return slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID()).GetName()
 
 
+@pytest.mark.parametrize("method", ["genseg+versemi", "versemi", "supervised"])
+def test_nobody_is_left_waiting_for_pairs_that_the_method_does_not_make(opened, method):
+    run = finished(opened, made(opened, "a"))
+    run.write("settings.json", {"method": method, "dataset": "x", "out": "y"})
+    work(opened, 1.5, run)
+    opened.rig.pump(1.0)
+    told = opened.ui.pairLabel.text
+    assert ("appear here" in told) == (method == "genseg+versemi")
+    assert (f"{method} has no generator" in told) == (method != "genseg+versemi")
+    opened.waitForEnd(20)
+    assert opened.ui.pairLabel.text == ("" if method == "genseg+versemi" else told), "nothing is waited for any more"
+
+
 @pytest.mark.parametrize("where", ["in another module", "in the editor", "here"])
 def test_the_end_of_a_run_shows_its_first_mask_only_to_who_is_not_drawing(opened, where):
     first, other = made(opened, "a"), made(opened, "b", 1)

@@ -7,6 +7,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from GenSegSlicerLib.Backend import WITHOUT_GENERATOR
 from GenSegSlicerLib.Faults import StudyFaults
 from GenSegSlicerLib.Gallery import Gallery
 from GenSegSlicerLib.Gui.Pictures import iconOf, show
@@ -121,13 +122,23 @@ class LookPanel:
         self.ui.excludeButton.text = (
             _("Take back into training") if pair is not None and pair.excluded else _("Exclude from training")
         )
-        waiting = self.gallery is not None and self.logic.work.controller.active and not self._shown
-        text = _("Pairs appear here after about a fifth of the training.") if waiting else ""
+        text = ""
         if pair is not None:
             text = self.gallery.describe(pair)
-        elif self.gallery is not None and self.gallery.problem:
-            text = self.gallery.problem
+        elif self.gallery is not None:
+            text = self.gallery.problem or ("" if self._shown else self._whyNone())
         show(self.ui.pairLabel, text)
+
+    def _whyNone(self) -> str:
+        method = self.gallery.about.method
+        if method in WITHOUT_GENERATOR:
+            text = _(
+                "The method {method} has no generator, so there are no synthetic pairs. Methods that have one can be "
+                "chosen under Advanced before a training."
+            )
+            return text.format(method=method)
+        waiting = self.logic.work.controller.active
+        return _("Pairs appear here after about a fifth of the training.") if waiting else ""
 
     # --- curves ---
 

@@ -23,7 +23,7 @@ from genseg.methods.synthesis import layout_of
 from genseg.plan import Plan
 from genseg.preprocess import WorkingCase, colours_of, label_to_working_grid, to_working_grid
 from genseg.runfolder import RunFolder
-from genseg.settings import DEFAULT_GENERATOR, GENERATING, Settings
+from genseg.settings import DEFAULT_GENERATOR, FEW, GENERATING, Settings
 from genseg.study import read_study
 from genseg.together import Pairs, differences, make_plans, named_apart, prompts_of
 from genseg.trial import missing, tried
@@ -33,10 +33,14 @@ NEEDED_MB = 500  # for checkpoints, synthetic pairs, model and report
 T = TypeVar("T")
 STYLE_SCANS = 64  # unlabelled scans whose looks the generator may borrow
 MOST_UNLABELLED = 400  # unlabelled scans that the teacher looks at
-PLAIN = (
-    "All that is labelled is long and thin, as vessels are. There the method 'supervised' was ahead of all others, so "
-    "it is this training's: it makes no synthetic scans and learns nothing from scans without labels."
-)
+# Why the method is another than the usual one, where it was left open.
+CHOSEN = {
+    "supervised": "All that is labelled is long and thin, as vessels are. There the method 'supervised' was ahead of "
+    "all others, so it is this training's: it makes no synthetic scans and learns nothing from scans without labels.",
+    "versemi": f"More than {FEW} scans are labelled. There the method 'versemi', which learns from the scans without "
+    "labels, was ahead of or level with 'genseg+versemi', which makes synthetic scans besides and takes longer for a "
+    "step. So it is this training's, and no synthetic scans are made.",
+}
 NAMED = 5  # scans that are warned about one by one
 UNLABELLED_VOXELS = 250_000_000  # of them all, in memory: 1 GB
 
@@ -153,9 +157,13 @@ def _new_plans(
     plans = make_plans(studies, pairs, device, solid, segmenter)
     plans = [plan if start is None else start.shape(plan) for plan in plans]
     left_open = settings.method == "auto"
-    settings.resolve(any(study.unlabeled for study in studies), all(plan.curvilinear for plan in plans))
-    if left_open and settings.method == "supervised":
-        plans = [plan.model_copy(update={"notes": [*plan.notes, PLAIN]}) for plan in plans]
+    settings.resolve(
+        any(study.unlabeled for study in studies),
+        all(plan.curvilinear for plan in plans),
+        min(len(study.training) for study in studies),
+    )
+    if left_open and settings.method in CHOSEN:
+        plans = [plan.model_copy(update={"notes": [*plan.notes, CHOSEN[settings.method]]}) for plan in plans]
     if settings.mixes or len(studies) > 1:
         prompts = prompts_of(studies, dynamic=settings.mixes and "prompts" not in settings.without)
         plans = [plan.asked(one) for plan, one in zip(plans, prompts, strict=True)]

@@ -13,6 +13,7 @@ MetaMethod = Literal["imaml", "first-order", "reptile", "pretrain"]
 GeneratorName = Literal["spade", "pix2pix", "vae", "diffusion", "joint", "synthseg"]
 GENERATING: tuple[Method, ...] = ("genseg+versemi", "genseg", "separate")  # the methods with a generator
 DEFAULT_GENERATOR: GeneratorName = "spade"
+FEW = 5  # labelled scans up to which a generator was worth its time beside learning from scans without labels
 Part = Literal["prompts", "auxiliary", "synthetic-task", "consistency", "teacher"]  # of versemi
 PARTS: tuple[Part, ...] = get_args(Part)
 GENERATORS: tuple[GeneratorName, ...] = get_args(GeneratorName)
@@ -61,19 +62,24 @@ class Settings(BaseModel):
     segmenter: str = Field(default="auto", description="auto, one of SEGMENTERS, or package.module:factory")
     versions: dict[str, str] = Field(default_factory=dict, description="of Python and the libraries, filled at start")
 
-    def resolve(self, unlabelled: bool, curvilinear: bool = False) -> None:
+    def resolve(self, unlabelled: bool, curvilinear: bool = False, labelled: int = 1) -> None:
         """Choose the method where that was left open.
 
         `unlabelled`: whether the study has scans without labels. `curvilinear`: whether all that is looked for is as
-        thin as vessels; there the plain method wins, unless something is asked for that it does not have.
+        thin as vessels; there the plain method wins. `labelled`: how many scans have labels; where they are not so few,
+        what a generator adds is not worth its time beside scans without labels. Neither holds where something is asked
+        for that only a generator, or only versemi, has.
         """
         if self.method != "auto":
             return
         asked = self.without or self.generator != DEFAULT_GENERATOR or self.synthetic_weight is not None
+        learns = unlabelled and self.learn_unlabelled
         if curvilinear and not asked:
             self.method = "supervised"
+        elif learns and labelled > FEW and not asked:
+            self.method = "versemi"
         else:
-            self.method = "genseg+versemi" if unlabelled and self.learn_unlabelled else "genseg"
+            self.method = "genseg+versemi" if learns else "genseg"
 
     @property
     def datasets(self) -> list[Path]:
