@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 
@@ -385,13 +386,15 @@ def redBackground() -> str:
 def test_nobody_is_left_waiting_for_pairs_that_the_method_does_not_make(opened, method):
     run = finished(opened, made(opened, "a"))
     run.write("settings.json", {"method": method, "dataset": "x", "out": "y"})
-    work(opened, 1.5, run)
-    opened.rig.pump(1.0)
+    work(opened, 60, run)
+    opened.wait(lambda: opened.ui.pairLabel.text)
     told = opened.ui.pairLabel.text
     assert ("appear here" in told) == (method == "genseg+versemi")
     assert (f"{method} has no generator" in told) == (method != "genseg+versemi")
+    os.kill(opened.logic.work.controller._process.pid, signal.SIGKILL)
+    left = "" if method == "genseg+versemi" else told
     opened.waitForEnd(20)
-    assert opened.ui.pairLabel.text == ("" if method == "genseg+versemi" else told), "nothing is waited for any more"
+    assert opened.ui.pairLabel.text == left, "nothing is waited for any more"
 
 
 @pytest.mark.parametrize("where", ["in another module", "in the editor", "here"])
