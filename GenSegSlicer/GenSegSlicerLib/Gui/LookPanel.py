@@ -130,14 +130,15 @@ class LookPanel:
         show(self.ui.pairLabel, text)
 
     def _whyNone(self) -> str:
+        """Nothing is promised before the run says what its method is."""
         method = self.gallery.about.method
         if method in WITHOUT_GENERATOR:
-            text = _(
-                "The method {method} has no generator, so there are no synthetic pairs. Methods that have one can be "
-                "chosen under Advanced before a training."
+            return _(
+                "The method of this training has no generator, so there are no synthetic pairs. Automatic leaves it "
+                "out with more than five labeled scans and for vessels in photographs; under Advanced you can choose "
+                "a method that has one."
             )
-            return text.format(method=method)
-        waiting = self.logic.work.controller.active
+        waiting = method and self.logic.work.controller.active
         return _("Pairs appear here after about a fifth of the training.") if waiting else ""
 
     # --- curves ---

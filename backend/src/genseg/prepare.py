@@ -37,9 +37,9 @@ MOST_UNLABELLED = 400  # unlabelled scans that the teacher looks at
 CHOSEN = {
     "supervised": "All that is labelled is long and thin, as vessels are. There the method 'supervised' was ahead of "
     "all others, so it is this training's: it makes no synthetic scans and learns nothing from scans without labels.",
-    "versemi": f"More than {FEW} scans are labelled. There the method 'versemi', which learns from the scans without "
-    "labels, was ahead of or level with 'genseg+versemi', which makes synthetic scans besides and takes longer for a "
-    "step. So it is this training's, and no synthetic scans are made.",
+    "versemi": f"More than {FEW} scans are labelled. There the method 'versemi' learned more in the same time than "
+    "'genseg+versemi', whose generator takes a part of it, so it is this training's. It makes no synthetic scans; to "
+    "have some, choose 'genseg+versemi'.",
 }
 NAMED = 5  # scans that are warned about one by one
 UNLABELLED_VOXELS = 250_000_000  # of them all, in memory: 1 GB
@@ -104,7 +104,10 @@ def prepare(
 
 
 def _idle(settings: Settings, studies: Sequence[Study]) -> list[Fault]:
-    """Faults of what is asked for and the method does not have, also where the method is yet to be chosen."""
+    """Faults of what is asked for and the method does not have, also where the method is yet to be chosen.
+
+    What the scans are like has no say in that: who asks for a generator or a part of versemi gets a method that has it.
+    """
     faults, settings = [], settings.model_copy()
     settings.resolve(any(study.unlabeled for study in studies))
     if settings.without and not settings.mixes:

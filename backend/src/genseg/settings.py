@@ -67,16 +67,16 @@ class Settings(BaseModel):
 
         `unlabelled`: whether the study has scans without labels. `curvilinear`: whether all that is looked for is as
         thin as vessels; there the plain method wins. `labelled`: how many scans have labels; where they are not so few,
-        what a generator adds is not worth its time beside scans without labels. Neither holds where something is asked
-        for that only a generator, or only versemi, has.
+        what a generator adds is not worth its time beside scans without labels. What is asked for and only another
+        method has is made all the same.
         """
         if self.method != "auto":
             return
-        asked = self.without or self.generator != DEFAULT_GENERATOR or self.synthetic_weight is not None
+        drawn = self.generator != DEFAULT_GENERATOR or self.synthetic_weight is not None
         learns = unlabelled and self.learn_unlabelled
-        if curvilinear and not asked:
+        if curvilinear and not drawn and not self.without:
             self.method = "supervised"
-        elif learns and labelled > FEW and not asked:
+        elif learns and labelled > FEW and not drawn:
             self.method = "versemi"
         else:
             self.method = "genseg+versemi" if learns else "genseg"

@@ -162,7 +162,8 @@ def synthesize(run: Path, count: int, out: Path, device: str, seed: int, log: Ev
         raise RunFailed(
             "no_generator",
             f"The run {run} has no generator.",
-            "Give a run trained with a generator; of several studies the run itself, not the folder of one of them.",
+            "Give a run trained with a generator (--method genseg+versemi, genseg or separate); of several studies the "
+            "run itself, not the folder of one of them.",
         )
     state = build_state(prepare_again(folder, settings, log), settings)
     state.load(folder.last)
