@@ -22,6 +22,7 @@ PAIRS = (
 )  # fmt: skip
 FEWEST_SEEDS = 3  # from which on a difference has a test of its own
 JOINT = ("genseg", "versemi", "genseg+versemi")  # of which it is asked what they are worth in labels
+PANELS = 4  # side by side
 COLOURS = dict(
     zip(ARMS, ("#888888", "#444444", "#b07aa1", "#f28e2b", "#4e79a7", "#59a14f", "#edc948", "#e15759"), strict=False)
 )
@@ -289,14 +290,19 @@ def plot_labels(rows: Sequence[Row], out: Path) -> str:
     found = {name: arms for name, arms in found.items() if arms}
     if not found:
         return ""
-    figure = Figure(figsize=(1.2 + 2.6 * len(found), 2.8), layout="constrained")
-    for axes, (name, arms) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+    across = min(len(found), PANELS)
+    down = -(-len(found) // across)
+    figure = Figure(figsize=(1.2 + 2.6 * across, 2.8 * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flat
+    for (name, arms), axes in zip(found.items(), panels, strict=False):
         for arm, dice in arms.items():
             x = sorted(dice)
             axes.plot(x, [dice[n] for n in x], "o-", color=COLOURS[arm], markersize=3)
         counts = sorted({n for dice in arms.values() for n in dice})
         axes.set(title=name, xlabel="labelled", xscale="log", xticks=counts, xticklabels=counts)
         axes.minorticks_off()
+    for unused in panels:
+        unused.remove()
     figure.axes[0].set_ylabel("Dice")
     for arm in COLOURS:
         if any(arm in arms for arms in found.values()):
