@@ -72,11 +72,11 @@ class Settings(BaseModel):
         """
         if self.method != "auto":
             return
-        drawn = self.generator != DEFAULT_GENERATOR or self.synthetic_weight is not None
+        needs_generator = self.generator != DEFAULT_GENERATOR or self.synthetic_weight is not None
         learns = unlabelled and self.learn_unlabelled
-        if curvilinear and not drawn and not self.without:
+        if curvilinear and not needs_generator and not self.without:
             self.method = "supervised"
-        elif learns and labelled > FEW and not drawn:
+        elif learns and labelled > FEW and not needs_generator:
             self.method = "versemi"
         else:
             self.method = "genseg+versemi" if learns else "genseg"
