@@ -167,7 +167,7 @@ def test_differences_are_of_pairs_with_the_same_seed_and_every_set_counts_the_sa
     rows += [row("b-1", "supervised", 0, 0.4), row("b-1", "genseg", 0, 0.41)]
     assert figures.paired(figures.scores_of(rows), "a-1", "genseg", "supervised") == pytest.approx([4.0, 2.0])
     line = next(one for one in figures.text(rows).splitlines() if one.startswith("| genseg − supervised"))
-    assert line == "| genseg − supervised | +2.0 (1.0) | – | +3.0 (1.0) | +1.0 |"
+    assert line == "| genseg − supervised | +2.0 (1.0) | – | a-1 +3.0 (1.0), b-1 +1.0 |"
 
 
 def test_trainings_of_different_lengths_generators_or_starts_are_never_averaged():
@@ -190,14 +190,14 @@ def test_a_peer_stands_in_the_table_with_its_version():
 def test_another_segmenter_or_start_is_compared_with_the_same_arm_that_has_the_usual_one():
     rows = [row("a-1", "genseg", s, d) for s, d in ((0, 0.5), (1, 0.7))] + [row("a-1", "supervised", 0, 0.1)]
     rows += [row("a-1", "genseg", s, d, segmenter="deeplabv3") for s, d in ((0, 0.52), (1, 0.74))]
-    assert "| genseg, deeplabv3 − genseg | +3.0 | – | +3.0 (1.0) |" in figures.text(rows)
+    assert "| genseg, deeplabv3 − genseg | +3.0 | – | a-1 +3.0 (1.0) |" in figures.text(rows)
 
 
 def test_arms_of_the_same_other_segmenter_are_compared_and_claims_are_tested_from_three_seeds_on():
     made = {"supervised": (0.5, 0.6, 0.7, 0.9), "genseg": (0.53, 0.6, 0.76)}
     rows = [row("a-1", arm, s, d, segmenter="unet") for arm, dices in made.items() for s, d in enumerate(dices)]
     told = figures.text(rows)
-    assert "| genseg, unet − supervised, unet | +3.0 | – | +3.0 (1.7) |" in told
+    assert "| genseg, unet − supervised, unet | +3.0 | – | a-1 +3.0 (1.7) |" in told
     line = "| a-1 | genseg, unet | 3 | 0.600 ± 0.100 | 0.630 ± 0.118 | +3.0 (1.7) | 0.23 | 2 of 3 |"
     assert line in told, "seed 3 has no pair"
     assert "better in" not in figures.text([one for one in rows if one["seed"] != "2"])

@@ -119,13 +119,11 @@ def differences(scores: Scores) -> str:
     Another generator, segmenter or start is compared with the same arm that has the usual one, and arms that have the
     same other one with each other.
     """
-    sets = list(dict.fromkeys(set_ for set_, _ in scores))
-    lines = [_line(["", "all studies", "p", *sets]), "|" + "---|" * (len(sets) + 3)]
+    lines = [_line(["difference", "all studies", "p", "each set of labelled scans"]), "|---|---|---|---|"]
     variants = [(arm, arm.split(",")[0]) for arm in sorted({arm for _, arm in scores}) if "," in arm]
     within = [(a + of, b + of) for of in variants_of(scores) if of for a, b in PAIRS]
     for a, b in (*PAIRS, *within, *variants):
-        of_set = {set_: paired(scores, set_, a, b) for set_ in sets}
-        known = {set_: values for set_, values in of_set.items() if values}
+        known = {set_: values for set_ in sets_of(scores) if (values := paired(scores, set_, a, b))}
         if not known:
             continue
         of_study: dict[str, list[float]] = {}
@@ -133,8 +131,14 @@ def differences(scores: Scores) -> str:
             of_study.setdefault(set_.rsplit("-", 1)[0], []).append(statistics.mean(values))
         means = [statistics.mean(values) for values in of_study.values()]
         p = f"{ttest_1samp(means, 0.0).pvalue:.2f}" if len(means) > 2 else "–"
-        lines.append(_line([f"{a} − {b}", mean_and_error(means), p, *[mean_and_error(of_set[set_]) for set_ in sets]]))
+        each = ", ".join(f"{set_} {mean_and_error(values)}" for set_, values in known.items())
+        lines.append(_line([f"{a} − {b}", mean_and_error(means), p, each]))
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def sets_of(scores: Scores) -> list[str]:
+    """By the study's name, then by how many of its scans have labels."""
+    return sorted({set_ for set_, _ in scores}, key=lambda set_: (set_.rsplit("-", 1)[0], int(set_.rsplit("-", 1)[1])))
 
 
 def variants_of(scores: Scores) -> list[str]:
@@ -149,8 +153,7 @@ def claims(scores: Scores) -> str:
     """
     head = ["data, labelled", "arm", "seeds", "Dice, supervised", "Dice, arm", "points", "p", "better in"]
     lines = [_line(head), "|" + "---|" * len(head)]
-    sets = sorted({set_ for set_, _ in scores})
-    for set_, of, arm in product(sets, variants_of(scores), JOINT):
+    for set_, of, arm in product(sets_of(scores), variants_of(scores), JOINT):
         points = paired(scores, set_, arm + of, "supervised" + of)
         if len(points) < FEWEST_SEEDS:
             continue
@@ -244,35 +247,40 @@ def write(rows: Sequence[Row], page: Path, name: str) -> None:
 
 
 def plot_differences(rows: Sequence[Row], out: Path) -> str:
-    """Each arm against `supervised`: dots are seeds, the bar is the mean."""
+    """Each arm against `supervised` with the same segmenter: dots are seeds, the bar is the mean."""
     from matplotlib.figure import Figure
 
-    scores = scores_of(rows)
-    sets = list(dict.fromkeys(set_ for set_, _ in scores))
-    arms = [arm for arm in COLOURS if arm != "supervised" and any((set_, arm) in scores for set_ in sets)]
-    if not arms:
+    groups = _over_supervised(scores_of(rows))
+    if not groups:
         return ""
-    figure = Figure(figsize=(8, 0.5 + 0.16 * len(sets) * (len(arms) + 1)), layout="constrained")
-    axes = figure.add_subplot()
-    for i, set_ in enumerate(sets):
-        axes.axhspan(i - 0.5, i + 0.5, color="#f2f2f2" if i % 2 else "white", zorder=0)
-        for j, arm in enumerate(arms):
-            values, y = paired(scores, set_, arm, "supervised"), i + (j - (len(arms) - 1) / 2) / (len(arms) + 1)
-            axes.plot(values, [y] * len(values), ".", color=COLOURS[arm], alpha=0.5, markersize=4)
-            if values:
-                axes.plot(statistics.mean(values), y, "|", color=COLOURS[arm], markersize=9, markeredgewidth=2.5)
-    for arm in arms:
-        axes.plot([], [], "|", color=COLOURS[arm], markersize=9, markeredgewidth=2.5, label=arm)
+    height = sum(len(arms) + 1 for arms in groups.values())  # in lines, one of them between two groups
+    figure = Figure(figsize=(8, 1.1 + 0.15 * height), layout="constrained")
+    axes, y, ticks, told = figure.add_subplot(), 0, [], set()
+    for number, arms in enumerate(groups.values()):
+        axes.axhspan(y - 1, y + len(arms), color="#f2f2f2" if number % 2 else "white", zorder=0)
+        ticks.append(y + (len(arms) - 1) / 2)
+        for arm, points in arms.items():
+            axes.plot(points, [y] * len(points), ".", color=COLOURS[arm], alpha=0.5, markersize=4)
+            bar = {"markersize": 9, "markeredgewidth": 2.5, "label": None if arm in told else arm}
+            axes.plot(statistics.mean(points), y, "|", color=COLOURS[arm], **bar)
+            told.add(arm)
+            y += 1
+        y += 1
     axes.axvline(0, color="#444444", linewidth=0.8)
-    axes.set(
-        yticks=range(len(sets)),
-        yticklabels=sets,
-        xlabel="points of Dice over supervised",
-        ylim=(len(sets) - 0.5, -0.5),
-    )
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.set(yticks=ticks, yticklabels=groups, xlabel="points of Dice over supervised", ylim=(y - 1, -1))
+    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=len(told))
     _save(figure, out)
     return "Points of Dice that each arm is above supervised, a dot for each seed, a bar for their mean"
+
+
+def _over_supervised(scores: Scores) -> dict[str, dict[str, list[float]]]:
+    """Points of each arm that has any, under the set and what of the arm is not the default."""
+    arms = [arm for arm in COLOURS if arm != "supervised"]
+    groups = {
+        set_ + of: {arm: points for arm in arms if (points := paired(scores, set_, arm + of, "supervised" + of))}
+        for set_, of in product(sets_of(scores), variants_of(scores))
+    }
+    return {name: points for name, points in groups.items() if points}
 
 
 def plot_labels(rows: Sequence[Row], out: Path) -> str:
