@@ -215,6 +215,13 @@ def test_what_an_arm_is_worth_in_labels_lies_on_the_supervised_curve():
     assert "supervised needs" not in figures.text([one for one in rows if one["set"] == "a-1"])
 
 
+def test_an_arm_of_fewer_seeds_is_drawn_as_far_from_supervised_as_its_pairs_are():
+    rows = [row(f"a-{n}", "supervised", seed, 0.4 + seed / 5) for n in (1, 5) for seed in (0, 1)]
+    rows += [row("a-5", "genseg", 1, 0.63), row("b-1", "supervised", 0, 0.5)]  # of b is no second number
+    drawn = figures._by_labels(figures.scores_of(rows))
+    assert drawn == {"a": {"supervised": pytest.approx({1: 0.5, 5: 0.5}), "genseg": pytest.approx({5: 0.53})}}
+
+
 def test_seconds_of_two_machines_are_two_lengths_and_steps_are_not():
     slow, fast = (row("a-1", "supervised", 0, d, device=m) for d, m in ((0.5, "a processor"), (0.7, "a card")))
     rows = [slow, fast, row("a-1", "genseg", 0, 0.6, device="a processor")]

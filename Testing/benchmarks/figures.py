@@ -284,18 +284,10 @@ def _over_supervised(scores: Scores) -> dict[str, dict[str, list[float]]]:
 
 
 def plot_labels(rows: Sequence[Row], out: Path) -> str:
-    """Dice against the number of labelled scans, where a study was trained with several."""
+    """Dice against the number of labelled scans, where `supervised` was trained with several."""
     from matplotlib.figure import Figure
 
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    for (set_, arm), seeds in scores_of(rows).items():
-        arm, comma, varied = arm.partition(", ")
-        if "+" not in set_ and arm in COLOURS:
-            name, count = set_.rsplit("-", 1)
-            of_arm = found.setdefault(name + comma + varied, {}).setdefault(arm, {})
-            of_arm[int(count)] = statistics.mean(seeds.values())
-    found = {name: {arm: dice for arm, dice in arms.items() if len(dice) > 1} for name, arms in found.items()}
-    found = {name: arms for name, arms in found.items() if arms}
+    found = _by_labels(scores_of(rows))
     if not found:
         return ""
     across = min(len(found), PANELS)
@@ -317,7 +309,25 @@ def plot_labels(rows: Sequence[Row], out: Path) -> str:
             axes.plot([], [], "o-", color=COLOURS[arm], markersize=3, label=arm)
     figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     _save(figure, out)
-    return "Dice against the number of labelled scans"
+    return "Dice against the number of labelled scans, of the joint arms by their difference from supervised"
+
+
+def _by_labels(scores: Scores) -> dict[str, dict[str, dict[int, float]]]:
+    """Study, arm, number of labelled scans: mean Dice of `supervised`, or what an arm differs from it in pairs on top.
+
+    An arm's own mean would lie too high or too low where it has fewer seeds.
+    """
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for set_, of in product(sets_of(scores), variants_of(scores)):
+        plain = scores.get((set_, "supervised" + of))
+        if plain is None or "+" in set_:
+            continue
+        name, count = set_.rsplit("-", 1)
+        for arm in ("supervised", *JOINT):
+            if gains := paired(scores, set_, arm + of, "supervised" + of):
+                dice = statistics.mean(plain.values()) + statistics.mean(gains) / 100
+                found.setdefault(name + of, {}).setdefault(arm, {})[int(count)] = dice
+    return {name: arms for name, arms in found.items() if len(arms["supervised"]) > 1}
 
 
 def _save(figure: "object", out: Path) -> None:
